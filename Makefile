@@ -1,0 +1,73 @@
+# `make` alone lists the targets. Nothing but Python 3.11 or newer, git and make is needed beforehand.
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= ../shared/data
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+# Hatchling is pinned too: build it in first, then build sonde with it instead of with the newest one.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# One thread per test worker, so that workers do not share cores; no test waits for a hub.
+test-fast test: export OMP_NUM_THREADS = 1
+test-fast test: export OPENBLAS_NUM_THREADS = 1
+test-fast test: export MKL_NUM_THREADS = 1
+test-fast test: export TOKENIZERS_PARALLELISM = false
+test-fast test: export HF_HUB_OFFLINE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-offline demo format lint types imports check test test-fast bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "sonde needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.offline: $(PINS) | $(BIN)/python
+	@echo "installing sonde and the offline model into $(VENV) (one to three minutes)"
+	@$(INSTALL) hatchling
+	@$(INSTALL) --no-build-isolation -e '.[offline]'
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(BIN)/python
+	@echo "installing sonde, the offline model and the development tools into $(VENV) (one to three minutes)"
+	@$(INSTALL) hatchling
+	@$(INSTALL) --no-build-isolation -e '.[offline,dev]'
+	@touch $@ $(VENV)/.offline
+
+install-offline: $(VENV)/.offline ## create .venv with sonde and the offline model
+install: $(VENV)/.dev ## the same, with the development tools
+
+demo: $(VENV)/.offline ## fit, evaluate, save, reload and predict on examples/support.csv, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
+
+format: $(VENV)/.dev ## is the code formatted? (to format it: .venv/bin/ruff format)
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev ## ruff
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## do imports go one way?
+	$(BIN)/lint-imports
+
+check: format lint types imports ## the four above
+
+test-fast: $(VENV)/.dev ## the tests that take seconds
+	$(PYTEST) -m 'not slow'
+
+test: check ## everything: install, check, all tests
+	$(PYTEST)
+
+bench: $(VENV)/.offline ## the tables of docs/results, from the data sets in DATA=../shared/data
+	$(BIN)/sonde bench tables --data $(DATA)
+
+clean: ## remove .venv and what the tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build

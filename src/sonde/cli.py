@@ -1,0 +1,476 @@
+"""The command line: one command = one call into a room.
+
+    fit evaluate predict extract inspect recipes bench
+
+Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
+warnings counted; 2: the user's input is wrong; 1: anything else.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sonde import __version__
+from sonde.errors import ArgumentError, DataError, InputError, SondeError, SondeWarning
+
+app = typer.Typer(
+    help="sonde: text classification from the inside of frozen language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class MetricName(StrEnum):
+    """What settings are chosen for."""
+
+    accuracy = "accuracy"
+    macro_f1 = "macro_f1"
+
+
+class LongText(StrEnum):
+    """What happens to texts longer than the model reads."""
+
+    cut = "cut"
+    head_tail = "head_tail"
+    windows = "windows"
+
+
+Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
+Label = Annotated[str, typer.Option("--label", help="Column that holds the labels.")]
+Separator = Annotated[str | None, typer.Option("--label-separator", help="Splits a cell into several labels.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Hub id or folder; repeat for several.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a text that are read.")]
+Long = Annotated[LongText, typer.Option("--long-text", help="Read the beginning, head and tail, or all in windows.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Folder for activations instead of the shared cache.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no activations.")]
+
+
+@app.command()
+def fit(
+    train: Annotated[Path, typer.Argument(help="csv, tsv, jsonl (.gz) or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    text: Text = "text",
+    label: Label = "label",
+    label_separator: Separator = None,
+    label_names: Annotated[Path | None, typer.Option("--label-names", help="JSON: names of the labels 0, 1, ...")] = None,
+    validation: Annotated[Path | None, typer.Option("--validation", help="Rows to choose settings on.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="See `sonde recipes`.")] = "auto",
+    paper: Annotated[bool, typer.Option("--paper", help="The exact setting of the recipe's paper.")] = False,
+    backbone: Backbones = None,
+    max_tokens: MaxTokens = None,
+    long_text: Long = LongText.cut,
+    class_weight: Annotated[str | None, typer.Option("--class-weight", help="balanced")] = None,
+    metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier on a file and save it."""
+    with _session(as_json) as result:
+        from sonde.classifier import TextClassifier
+
+        names = _read_names(label_names)
+        texts, labels = _labelled(train, text, label, label_separator, names)
+        held = _labelled(validation, text, label, label_separator, names) if validation else None
+        _refuse_foreign(out)
+        classifier = TextClassifier(
+            recipe,
+            tuple(backbone or [DEFAULT_BACKBONE]),
+            max_tokens=max_tokens,
+            long_text=long_text.value,
+            class_weight=class_weight,
+            metric=metric.value,
+            dtype=dtype,
+            device=device,
+            cache=_cache(cache, no_cache),
+            random_state=seed,
+            paper=paper,
+        )
+        classifier.fit(texts, labels, validation=held)
+        classifier.label_names_ = names
+        classifier.save(out)
+        result |= {"model": str(out), "classes": len(classifier.classes_), **classifier.summary_}
+        if not as_json:
+            _print_fit(result)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A saved model.")],
+    test: Annotated[Path, typer.Argument(help="Labelled rows.")],
+    text: Text = "text",
+    label: Label = "label",
+    label_separator: Separator = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a saved classifier on labelled rows."""
+    with _session(as_json) as result:
+        from sonde.classifier import load
+        from sonde.evaluation import evaluate as measure
+
+        classifier = load(model, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        texts, labels = _labelled(test, text, label, label_separator, {})
+        result |= measure(classifier, texts, labels)
+        if not as_json:
+            _print_evaluation(result)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A saved model.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="csv, tsv, jsonl (.gz) or parquet.")],
+    text: Text = "text",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Label every row of a file; its columns are kept, label and probability are added."""
+    with _session(as_json) as result:
+        from sonde.classifier import load
+        from sonde.tables import TableWriter, iter_tables, text_column
+
+        classifier = load(model, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        counts: Counter[str] = Counter()
+        with TableWriter(out) as writer:
+            for table in iter_tables(source):
+                predicted = _predicted(classifier, text_column(table, text), list(table.columns))
+                counts.update(map(str, next(iter(predicted.values()))))
+                writer.write({**table.columns, **predicted})
+        result |= {"out": str(out), "rows": sum(counts.values()), "labels": dict(counts.most_common())}
+        if not as_json:
+            _print_prediction(result)
+
+
+@app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
+    text: Text = "text",
+    backbone: Backbones = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help="hidden.*, ffn.3, hidden.-5:, sentence; repeatable.")] = None,
+    pooling: Annotated[list[str] | None, typer.Option("--pooling", help="mean max first last mean_content")] = None,
+    max_tokens: MaxTokens = None,
+    long_text: Long = LongText.cut,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Read activations into a store; run again, it continues where it was stopped."""
+    with _session(as_json) as result:
+        from sonde.read.extract import extract as stream
+        from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
+        from sonde.tables import iter_tables, text_column
+
+        rows = sum(table.rows for table in iter_tables(source, columns=[text]))
+        sources = open_sources(
+            dict(enumerate(backbone or [DEFAULT_BACKBONE])),
+            max_tokens=max_tokens,
+            long_text=long_text.value,
+            dtype=dtype,
+            device=device,
+        )
+        sites, poolings = site or ["hidden.*"], pooling or ["mean"]
+        found = [b for i, s in sources.items() for one in sites for how in poolings for b in expand_blocks(i, s, one, how)]
+        blocks = list(dict.fromkeys(found))
+        store = open_store(out)
+        needed = prepare(rows, sources, blocks, store)
+        _note(f"{rows:,} rows x {len(blocks)} blocks: at most {needed / 1e6:,.1f} MB in {out}")
+        texts = (cell for table in iter_tables(source, columns=[text]) for cell in text_column(table, text))
+        truncated = lost = 0
+        for window in stream(texts, sources, blocks, store, total=rows):
+            truncated += int((window.lost > 0).any(axis=0).sum())
+            lost += int(window.lost.sum())
+        result |= {
+            "store": str(out),
+            "rows": rows,
+            "blocks": [block.name for block in blocks],
+            "truncated_rows": truncated,
+            "lost_tokens": lost,
+            "bytes_estimated": needed,
+        }
+        if not as_json:
+            _print_extraction(result)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model or a store.")], as_json: Json = False
+) -> None:
+    """Say what a saved model or a store holds."""
+    with _session(as_json) as result:
+        if (path / "sonde-store.json").exists():
+            from sonde.read.store import Store
+
+            result |= {"kind": "store", "path": str(path), "blocks": Store(path).describe()}
+        else:
+            from sonde.saving import manifest
+
+            result |= {"kind": "model", "path": str(path), **manifest(path)}
+        if not as_json:
+            _print_inspection(result)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes."""
+    with _session(as_json) as result:
+        from sonde.learn.recipes import RECIPES
+
+        result |= {
+            name: {"title": recipe.title, "source": recipe.source, "paper_setting": recipe.has_paper_setting}
+            for name, recipe in RECIPES.items()
+        }
+        if not as_json:
+            from sonde.show import terminal
+
+            rows = [[name, about["title"], about["source"]] for name, about in result.items() if name != "warnings"]
+            terminal.table(["recipe", "what it reads", "source"], rows)
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
+    models: Annotated[Path | None, typer.Option("--models", help="Folder of further backbones.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where results are written.")] = Path("docs/results"),
+    rows: Annotated[int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only these data sets.")] = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Make the tables of the papers, ours beside theirs."""
+    with _session(as_json) as result:
+        from sonde.bench import BENCHES
+        from sonde.errors import choose
+
+        for name in names:
+            run = BENCHES[choose("The benchmark", name, BENCHES)]
+            written = run(data=data, models=models, out=out, rows=rows, only=only, cache=_cache(cache, no_cache))
+            result[name] = [str(path) for path in written]
+            if not as_json:
+                for path in written:
+                    typer.echo(str(path))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every mistake of the user's becomes a sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _complain(error)
+        sys.exit(2)
+    except SondeError as error:
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    """At most three lines."""
+    from sonde.show.terminal import say
+
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    say("error: " + "\n".join([*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines))
+
+
+@contextmanager
+def _session(as_json: bool) -> Iterator[dict[str, Any]]:
+    """Show progress, gather warnings, and print the result as JSON if asked."""
+    from sonde.show import terminal
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    result: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SondeWarning)
+        try:
+            with terminal.progress(quiet=as_json):
+                yield result
+        finally:
+            counts = _tell(caught)
+    if as_json:
+        sys.stdout.write(json.dumps({**result, "warnings": counts}, ensure_ascii=True, default=str) + "\n")
+    elif counts:
+        terminal.say("warnings: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
+
+
+def _tell(caught: list[warnings.WarningMessage]) -> dict[str, int]:
+    """Print each different warning once; count them by code."""
+    from sonde.show import terminal
+
+    counts: Counter[str] = Counter()
+    said: set[str] = set()
+    for entry in caught:
+        message = entry.message
+        if isinstance(message, SondeWarning):
+            counts[message.code] += message.count
+            if str(message) not in said:
+                terminal.say(f"warning: {message}")
+                said.add(str(message))
+        else:
+            logging.getLogger("sonde").debug("%s", message)
+    return dict(counts)
+
+
+def _note(line: str) -> None:
+    from sonde.show.terminal import say
+
+    say(line)
+
+
+def _cache(cache: Path | None, no_cache: bool) -> Any:
+    if cache and no_cache:
+        raise ArgumentError("--cache and --no-cache contradict each other; give one.")
+    return None if no_cache else cache or "auto"
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A folder that cannot take the model is refused before hours of work, not after."""
+    from sonde.saving import check_target
+
+    check_target(out)
+
+
+def _labelled(
+    path: Path, text: str, label: str, separator: str | None, names: dict[str, str]
+) -> tuple[list[str], list[Any]]:
+    from sonde.tables import label_column, read_table, text_column
+
+    table = read_table(path, [text, label])
+    labels: list[Any] = label_column(table, label, separator)
+    return text_column(table, text), [_rename(value, names) for value in labels] if names else labels
+
+
+def _rename(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_rename(one, names) for one in value]
+    if value is None:
+        return None
+    if str(value) not in names:
+        raise DataError(f"The label {value!r} has no name in --label-names; it names {', '.join(list(names)[:12])}.")
+    return names[str(value)]
+
+
+def _read_names(path: Path | None) -> dict[str, str]:
+    """A JSON list of names, an object label -> name, or an object with such a list under `label_names`."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--label-names {path} cannot be read: {error}.") from error
+    content = content.get("label_names", content) if isinstance(content, dict) else content
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    names = {str(label): str(name) for label, name in pairs}
+    if not names or len(set(names.values())) < len(names):
+        raise DataError(f"--label-names {path} must hold distinct names: a JSON list, or an object from label to name.")
+    return names
+
+
+def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str, list[Any]]:
+    """The columns that predict adds, under names that the input does not use."""
+    probabilities = classifier.predict_proba(texts)
+    labels = classifier.name_labels(classifier.decide(probabilities))
+    plain = labels.tolist() if hasattr(labels, "tolist") else labels
+    if classifier.multilabel_:
+        named = [row if isinstance(row, list) else list(row) for row in plain]
+        if classifier.matrix_labels_:
+            named = [[i for i, one in enumerate(row) if one] for row in named]
+        plain = named
+        columns: dict[str, list[Any]] = {"label": plain, "probability": [row.tolist() for row in probabilities]}
+    else:
+        columns = {"label": plain, "probability": probabilities.max(axis=1).round(6).tolist()}
+    return {name if name not in taken else f"predicted_{name}": values for name, values in columns.items()}
+
+
+def _print_fit(result: dict[str, Any]) -> None:
+    from sonde.show import terminal
+
+    seconds, held = result["seconds"], result["out_of_fold"]
+    terminal.facts(
+        {
+            "model": result["model"],
+            "recipe": result["recipe"],
+            "rows": result["rows"],
+            "classes": result["classes"],
+            "out-of-fold accuracy": held["accuracy"],
+            "reading, seconds": round(seconds["reading"], 1),
+            "training, seconds": round(seconds["training"], 1),
+            "truncated rows": result["truncated_rows"],
+        }
+    )
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    from sonde.show import terminal
+
+    terminal.facts({name: value for name, value in result.items() if name not in ("per_class", "warnings")})
+    rows = [[str(r["label"]), r["precision"], r["recall"], r["f1"], int(r["support"])] for r in result["per_class"]]
+    terminal.table(["label", "precision", "recall", "f1", "rows"], rows)
+
+
+def _print_prediction(result: dict[str, Any]) -> None:
+    from sonde.show import terminal
+
+    terminal.facts({"out": result["out"], "rows": result["rows"]})
+    terminal.table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
+
+
+def _print_extraction(result: dict[str, Any]) -> None:
+    from sonde.show import terminal
+
+    terminal.facts({**result, "blocks": len(result["blocks"])})
+
+
+def _print_inspection(result: dict[str, Any]) -> None:
+    from sonde.show import terminal
+
+    if result["kind"] == "store":
+        rows = [
+            [b["backbone"], b["site"], b["pooling"], b["dtype"], b["rows"], b["dim"], b["bytes"]] for b in result["blocks"]
+        ]
+        terminal.table(["backbone", "site", "pooling", "dtype", "rows", "dim", "bytes"], rows)
+        return
+    shown = {name: result[name] for name in ("path", "recipe", "protocol", "multilabel", "temperature")}
+    shown |= {f"backbone {i}": f"{about['id']} ({about['dtype']})" for i, about in result["backbones"].items()}
+    shown["trained on rows"] = result["summary"]["rows"]
+    shown["out-of-fold accuracy"] = result["summary"]["out_of_fold"]["accuracy"]
+    shown["classes"] = ", ".join(map(str, result["classes"][:20])) + (" ..." if len(result["classes"]) > 20 else "")
+    terminal.facts(shown)
+    rows = [[name, str(tuple(about["shape"])), about["dtype"]] for name, about in result["arrays"].items()]
+    terminal.table(["array", "shape", "dtype"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""How good a classifier is on labelled rows that it has not seen.
+
+    evaluate   classifier, texts, labels -> a report as plain data
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sonde.classifier import TextClassifier
+from sonde.errors import DataError, warn
+from sonde.inputs import as_texts, present
+from sonde.learn import metrics
+from sonde.learn.splitting import text_keys
+from sonde.learn.targets import encode_against, unseen
+
+NAMED_LABELS = 5
+"""Labels that a warning names; the report counts all."""
+
+
+def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, Any]:
+    """Measure a fitted classifier.
+
+    Parameters
+    ----------
+    classifier : TextClassifier
+    texts : sequence of str
+    labels : as in `TextClassifier.fit`
+        Rows without a label are left out; labels that the model does not know count as wrong. Names given with
+        `--label-names` and the labels they stand for are both understood.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `macro_f1`, `log_loss` (nats), `ece` (15 equal-mass bins), `n`, `truncated_rows`, `per_class` and,
+        for multi-label models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
+
+    Warns
+    -----
+    SondeWarning
+        missing_labels, unseen_labels, seen_in_training, truncated_rows and those about odd texts.
+    """
+    rows = as_texts(texts)
+    here = present(labels, len(rows))
+    if not here.all():
+        warn(f"{int((~here).sum())} rows have no label and are left out.", "missing_labels", int((~here).sum()))
+        labels = [label for label, keep in zip(labels, here, strict=True) if keep]
+        rows = [text for text, keep in zip(rows, here, strict=True) if keep]
+    if not rows:
+        raise DataError("There are no labelled rows to evaluate on.")
+    labels = _named(labels, classifier.label_names_)
+    targets = encode_against(labels, classifier.classes_, classifier.multilabel_)
+    _warn_unseen(classifier, labels)
+    _warn_known_texts(classifier, rows)
+    parts = list(classifier.stream(rows))
+    probabilities = np.concatenate([part for part, _ in parts])  # row class
+    return _report(classifier, targets.indicator, probabilities, sum(lost for _, lost in parts))
+
+
+def _report(
+    classifier: TextClassifier, truth: np.ndarray, probabilities: np.ndarray, truncated_rows: int
+) -> dict[str, Any]:
+    multilabel = classifier.multilabel_
+    decided = classifier.decide(probabilities)
+    report: dict[str, Any] = {
+        "n": len(truth),
+        "accuracy": metrics.accuracy(truth, decided),
+        "macro_f1": metrics.macro_f1(truth, decided),
+        "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
+        "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
+        "truncated_rows": truncated_rows,
+    }
+    if multilabel:
+        report["micro_f1"] = metrics.micro_f1(truth, decided)
+        report["subset_accuracy"] = metrics.subset_accuracy(truth, decided)
+        report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)
+    report["per_class"] = metrics.per_class(classifier.classes_, truth, decided)
+    return report
+
+
+def _named(labels: Any, names: dict[str, str]) -> Any:
+    if not names or getattr(labels, "ndim", 1) != 1:
+        return labels
+    return [[names.get(str(x), x) for x in v] if isinstance(v, list | tuple) else names.get(str(v), v) for v in labels]
+
+
+def _warn_unseen(classifier: TextClassifier, labels: Any) -> None:
+    strange = unseen(labels, classifier.classes_, classifier.multilabel_)
+    if strange:
+        count = sum(strange.values())
+        shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
+        more = f" and {len(strange) - NAMED_LABELS} more" if len(strange) > NAMED_LABELS else ""
+        warn(f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}.", "unseen_labels", count)
+
+
+def _warn_known_texts(classifier: TextClassifier, texts: list[str]) -> None:
+    known = int(np.isin(text_keys(texts), classifier.train_keys_).sum())
+    if known:
+        warn(
+            f"{known} of {len(texts)} texts stand in the training rows too; figures on them flatter the model.",
+            "seen_in_training",
+            known,
+        )

@@ -1,0 +1,111 @@
+"""ActivationFeatures: texts -> a matrix of activations, through the store, under the scikit-learn contract."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from sonde.errors import ArgumentError
+from sonde.inputs import as_texts
+from sonde.read.extract import Block, read
+from sonde.read.sources import Cache, expand_blocks, open_sources, open_store, prepare
+
+BUNDLE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def backbone_names(backbones: object) -> dict[int, str]:
+    """Check the `backbones` argument: ids or paths, never modules, so that `clone` can copy it."""
+    names = [backbones] if isinstance(backbones, str) else backbones
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"backbones is {backbones!r:.80}; give a tuple of hub ids or folders, as strings.")
+    return dict(enumerate(names))
+
+
+class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """What frozen models make of texts, as a matrix.
+
+    Parameters
+    ----------
+    site : str
+        Site specification: `hidden.*`, `hidden.-1`, `ffn.2:5`, `pooler`, `sentence`, `decoder.hidden.3`.
+    pooling : str or tuple of str
+        Of `mean`, `max`, `first`, `last`, `mean_content`; several stand side by side.
+    backbones : tuple of str
+        Hub ids or folders; their features stand side by side.
+    max_tokens, long_text, dtype, device, cache
+        As in `TextClassifier`.
+
+    Attributes
+    ----------
+    blocks_ : tuple of str
+        Names of the blocks, in column order.
+    widths_ : tuple of int
+        Columns of each block.
+    """
+
+    def __init__(
+        self,
+        site: str = "hidden.-1",
+        pooling: str | tuple[str, ...] = "mean",
+        backbones: tuple[str, ...] = (BUNDLE,),
+        *,
+        max_tokens: int | None = None,
+        long_text: str = "cut",
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: Cache = "auto",
+    ) -> None:
+        self.site = site
+        self.pooling = pooling
+        self.backbones = backbones
+        self.max_tokens = max_tokens
+        self.long_text = long_text
+        self.dtype = dtype
+        self.device = device
+        self.cache = cache
+
+    def fit(self, texts: Any, labels: Any = None) -> Self:
+        """Open the backbones and list the blocks; nothing is learned."""
+        as_texts(texts)
+        sources, blocks = self._open()
+        self.blocks_ = tuple(block.name for block in blocks)
+        self.widths_ = tuple(_width(sources[block.backbone].backbone, block) for block in blocks)
+        return self
+
+    def transform(self, texts: Any) -> Float32[np.ndarray, "row feature"]:
+        """Read texts into a (row, feature) matrix."""
+        check_is_fitted(self, "blocks_")
+        rows = as_texts(texts)
+        sources, blocks = self._open()
+        store = open_store(self.cache)
+        prepare(len(rows), sources, blocks, store)
+        if not rows:
+            return np.empty((0, sum(self.widths_)), dtype=np.float32)
+        window = read(rows, sources, blocks, store)
+        return np.concatenate([window.blocks[name] for name in self.blocks_], axis=1)  # row feature
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """`<backbone>/<site>/<pooling>/<neuron>` for each column."""
+        check_is_fitted(self, "blocks_")
+        names = [f"{b}/{i}" for b, width in zip(self.blocks_, self.widths_, strict=True) for i in range(width)]
+        return np.array(names, dtype=object)
+
+    def _open(self) -> tuple[dict[int, Any], list[Block]]:
+        sources = open_sources(
+            backbone_names(self.backbones),
+            max_tokens=self.max_tokens,
+            long_text=self.long_text,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        poolings = (self.pooling,) if isinstance(self.pooling, str) else self.pooling
+        blocks = [b for i, s in sources.items() for p in poolings for b in expand_blocks(i, s, self.site, p)]
+        return sources, list(dict.fromkeys(blocks))
+
+
+def _width(backbone: Any, block: Block) -> int:
+    site = backbone.sentence.site if block.site.kind == "sentence" else block.site
+    return int(backbone.width(site))

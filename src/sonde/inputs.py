@@ -1,0 +1,106 @@
+"""Texts and labels as users hand them over, checked before any work starts.
+
+    as_texts         any sequence of str -> list, with warnings about texts that cannot say much
+    present          which labels are not missing
+    as_weights       sample weights -> float64
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from sonde.errors import ArgumentError, DataError, warn
+
+HUGE_CHARACTERS = 10**6
+"""A text of a megabyte is more often a parsing accident (an unclosed quote) than a text."""
+
+
+def as_texts(texts: Any, what: str = "texts") -> list[str]:
+    """Check texts: a list, tuple, array or Series of str.
+
+    Raises
+    ------
+    DataError
+        For a bare string, another type, or an entry that is not text; names the row, counted from 1.
+
+    Warns
+    -----
+    SondeWarning
+        blank_texts, huge_texts, nul_texts, surrogate_texts: counted, and read all the same.
+    """
+    if isinstance(texts, str | bytes):
+        raise DataError(f"{what} is one string; give a list of strings, for example [{texts[:20]!r}].")
+    if getattr(texts, "ndim", 1) != 1 or isinstance(texts, dict) or not isinstance(texts, Iterable):
+        shape = getattr(texts, "shape", None)
+        raise DataError(f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else "."))
+    out = list(texts)
+    for row, text in enumerate(out):
+        if not isinstance(text, str):
+            raise DataError(
+                f"{what}: row {row + 1} is {text!r:.60} ({type(text).__name__}) where text is due. "
+                "Convert it to a string, or leave the row out."
+            )
+    _warn_odd(out)
+    return [str(text) for text in out]
+
+
+def _warn_odd(texts: Sequence[str]) -> None:
+    blank = sum(not text.strip() for text in texts)
+    huge = sum(len(text) >= HUGE_CHARACTERS for text in texts)
+    nul = sum("\0" in text for text in texts)
+    lone = sum(_has_surrogate(text) for text in texts)
+    if blank:
+        warn(f"{blank} texts are blank; they are kept and say nothing about their label.", "blank_texts", blank)
+    if huge:
+        warn(f"{huge} texts have a million characters or more; is a quote unclosed?", "huge_texts", huge)
+    if nul:
+        warn(f"{nul} texts hold NUL bytes; they are read as they are.", "nul_texts", nul)
+    if lone:
+        warn(f"{lone} texts hold lone surrogates; these are read as U+FFFD.", "surrogate_texts", lone)
+
+
+def _has_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
+    """Which rows have a label; None and NaN are missing.
+
+    Raises
+    ------
+    DataError
+        If the labels are a bare string or not as many as the texts.
+    """
+    if isinstance(labels, str | bytes):
+        raise DataError(f"labels is one string, {labels[:20]!r}; give one label for each text.")
+    if not hasattr(labels, "__len__"):
+        raise DataError(f"labels must be a list or array with one entry for each text, not {type(labels).__name__}.")
+    if len(labels) != rows:
+        raise DataError(f"There are {rows} texts and {len(labels)} labels; give one label for each text.")
+    if getattr(labels, "ndim", 1) != 1:
+        return np.ones(rows, dtype=bool)
+    return np.array([not _missing(label) for label in labels], dtype=bool)
+
+
+def _missing(label: object) -> bool:
+    return label is None or (isinstance(label, float) and label != label) or type(label).__name__ in ("NAType", "NaTType")
+
+
+def as_weights(weights: Any, rows: int) -> Float64[np.ndarray, " row"]:
+    """Sample weights, one a text, finite and not negative; ones if None."""
+    if weights is None:
+        return np.ones(rows)
+    array = np.asarray(weights, dtype=np.float64)
+    if array.shape != (rows,):
+        raise ArgumentError(f"sample_weight has shape {array.shape}; it must have one number for each of {rows} texts.")
+    if not np.isfinite(array).all() or (array < 0).any() or not array.any():
+        raise ArgumentError("sample_weight must be finite and not negative, and not zero everywhere.")
+    return array

@@ -1,0 +1,1 @@
+"""The learning side: blocks in, probabilities out. Knows nothing of `sonde.read`."""

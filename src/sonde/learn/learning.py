@@ -1,0 +1,87 @@
+"""Recipes -> fitted models: which learner answers to which name, and which class a record comes back as.
+
+    LEARNERS   name of a learner in a recipe -> how to fit it
+    fit        a recipe on a problem
+    describe   a fitted model -> its record
+    restore    a record -> the fitted model it describes
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sonde.errors import ModelError
+from sonde.learn.problem import Fitted, Outcome, Problem, Record
+from sonde.learn.recipes import Recipe
+
+Groups = Sequence[Sequence[str]]
+"""Names of the blocks that each `Reads` of the recipe matched, in the order of the recipe."""
+
+
+def fit(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False) -> Outcome:
+    """Train what the recipe says on the blocks it read."""
+    settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
+    return LEARNERS[recipe.learner](problem, groups, settings)
+
+
+def describe(model: Fitted) -> Record:
+    """The record of a fitted model, with the `kind` by which `restore` knows it."""
+    kind = next(kind for kind, (_, name) in _HOMES.items() if name == type(model).__name__)
+    record = model.record()
+    return Record({"kind": kind, **record.settings}, record.arrays)
+
+
+def restore(record: Record) -> Fitted:
+    """The fitted model of a record, by the `kind` in its settings."""
+    kind = record.settings.get("kind")
+    if kind not in _HOMES:
+        raise ModelError(f"The model holds a learner of kind {kind!r}; known are: {', '.join(_HOMES)}. Upgrade sonde.")
+    module, name = _HOMES[kind]
+    model: Fitted = getattr(importlib.import_module(module), name).from_record(record)
+    return model
+
+
+_HOMES = {
+    "logistic": ("sonde.learn.logistic", "Logistic"),
+    "lexical": ("sonde.learn.lexical", "Lexical"),
+    "fusion": ("sonde.learn.mlp", "FusionHead"),
+    "blend": ("sonde.learn.blend", "Blend"),
+}
+
+
+def _logistic(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
+    from sonde.learn import logistic  # torch is imported only where it is used
+
+    return logistic.fit(problem, _all(groups), **settings)
+
+
+def _lexical(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
+    from sonde.learn import lexical
+
+    return lexical.fit(problem, **settings)
+
+
+def _fusion(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
+    from sonde.learn import mlp
+
+    return mlp.fit(problem, list(groups[0]), _all(groups[1:]), **settings)
+
+
+def _auto(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
+    from sonde.learn import blend, lexical, logistic
+
+    dense = partial(logistic.fit, names=_all(groups), **settings)
+    return blend.fit(problem, (("layers", dense), ("lexical", lexical.fit)))
+
+
+def _all(groups: Groups) -> list[str]:
+    return [name for group in groups for name in group]
+
+
+LEARNERS: dict[str, Callable[[Problem, Groups, dict[str, Any]], Outcome]] = {
+    "logistic": _logistic,
+    "lexical": _lexical,
+    "fusion": _fusion,
+    "auto": _auto,
+}

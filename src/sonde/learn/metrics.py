@@ -1,0 +1,187 @@
+"""How good predictions are, and whether one model is better than another.
+
+    accuracy                      share of rows labelled right
+    subset_accuracy               share of rows whose whole set of labels is right
+    macro_f1, micro_f1            F1 averaged over classes, and of all decisions together
+    log_loss                      mean negative log probability of the truth
+    expected_calibration_error    gap between confidence and accuracy
+    mean_average_precision        ranking quality per label, averaged
+    per_class                     precision, recall, F1 and support of each class
+    mcnemar, holm                 paired test of two models, and its correction for many data sets
+
+Truth and predictions are indicator matrices (row, class), as in `Targets.indicator`: the same functions serve
+single- and multi-label data. An all-zero row of single-label truth is a label that the model never saw: whatever is
+predicted there is wrong.
+`weights` are sample weights, one per row; None counts every row once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score
+
+from sonde.errors import choose
+
+Weights = Float[np.ndarray, " row"] | Int[np.ndarray, " row"] | None
+
+# Probabilities are float32 somewhere on their way: below its resolution near 1 they carry no information.
+SMALLEST_PROBABILITY = 1e-7
+# Guo et al. 2017, "On Calibration of Modern Neural Networks", section 5 reports 15 bins; so do we.
+BINS = 15
+
+
+def accuracy(
+    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+) -> float:
+    """Share of rows labelled right; for multi-label data, of rows with exactly the right set of labels."""
+    return float(np.average((truth.astype(bool) == predicted.astype(bool)).all(axis=1), weights=weights))
+
+
+def subset_accuracy(
+    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+) -> float:
+    """Share of rows whose whole set of labels is right: `accuracy` under its multi-label name."""
+    return accuracy(truth, predicted, weights)
+
+
+def macro_f1(
+    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+) -> float:
+    """Mean F1 over the classes that occur in the truth or are predicted; 0 if there are none."""
+    both, said, there = _counts(truth, predicted, weights)
+    occurs = said + there > 0
+    return float(np.mean(2 * both[occurs] / (said + there)[occurs])) if occurs.any() else 0.0
+
+
+def micro_f1(
+    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+) -> float:
+    """F1 of all (row, class) decisions together; 0 if nothing is true and nothing predicted."""
+    both, said, there = (counts.sum() for counts in _counts(truth, predicted, weights))
+    return float(2 * both / (said + there)) if said + there > 0 else 0.0
+
+
+def log_loss(
+    truth: Shaped[np.ndarray, "row class"],
+    probabilities: Float[np.ndarray, "row class"],
+    *,
+    multilabel: bool = False,
+    weights: Weights = None,
+) -> float:
+    """Mean negative log probability of the truth, in nats.
+
+    Probabilities are clipped at 1e-7, which is also what a label never seen gets. Multi-label: the mean over all
+    (row, class) decisions.
+    """
+    clipped = np.clip(probabilities.astype(np.float64), SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)  # row class
+    if multilabel:
+        losses = -np.where(truth > 0, np.log(clipped), np.log1p(-clipped)).mean(axis=1)  # row class -> row
+    else:
+        of_truth = np.where(truth > 0, clipped, 0.0).sum(axis=1)  # row class -> row
+        losses = -np.log(np.maximum(of_truth, SMALLEST_PROBABILITY))
+    return float(np.average(losses, weights=weights))
+
+
+def expected_calibration_error(
+    truth: Shaped[np.ndarray, "row class"],
+    probabilities: Float[np.ndarray, "row class"],
+    *,
+    multilabel: bool = False,
+    weights: Weights = None,
+    bins: int = BINS,
+) -> float:
+    """Mean absolute gap between confidence and accuracy over bins that hold equally many rows.
+
+    Single-label: of the most probable class. Multi-label: of every (row, class) probability. Rows of equal confidence
+    share a bin, so the order of the rows does not matter.
+
+    Source: Guo et al. 2017, section 2 (the error); Nguyen and O'Connor 2015, section 3 (equal-mass bins).
+    """
+    mass = np.ones(len(truth)) if weights is None else weights.astype(np.float64)
+    if multilabel:
+        confidence, right = probabilities.ravel().astype(np.float64), truth.ravel() > 0  # row class -> decision
+        mass = np.repeat(mass, truth.shape[1])
+    else:
+        top = probabilities.argmax(axis=1)[:, None]
+        confidence = np.take_along_axis(probabilities, top, axis=1)[:, 0].astype(np.float64)  # row class -> row
+        right = np.take_along_axis(truth, top, axis=1)[:, 0] > 0
+    edges = np.quantile(confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    gaps = np.bincount(np.searchsorted(edges, confidence, side="left"), weights=mass * (confidence - right))
+    return float(np.abs(gaps).sum() / mass.sum())
+
+
+def mean_average_precision(
+    truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
+) -> float:
+    """Average precision of each label that occurs, averaged over labels; 0 if none occurs."""
+    occurring = np.flatnonzero(truth.any(axis=0))
+    precisions = [average_precision_score(truth[:, k] > 0, scores[:, k], sample_weight=weights) for k in occurring]
+    return float(np.mean(precisions)) if precisions else 0.0
+
+
+def per_class(
+    classes: Shaped[np.ndarray, " class"],
+    truth: Shaped[np.ndarray, "row class"],
+    predicted: Shaped[np.ndarray, "row class"],
+    weights: Weights = None,
+) -> list[dict[str, Any]]:
+    """One JSON-able dict per class: label, precision, recall, f1 (0 where undefined), support (weight of its rows)."""
+    table = []
+    for label, both, said, there in zip(classes.tolist(), *_counts(truth, predicted, weights), strict=True):
+        table.append(
+            {
+                "label": label,
+                "precision": _ratio(both, said),
+                "recall": _ratio(both, there),
+                "f1": _ratio(2 * both, said + there),
+                "support": int(there) if float(there).is_integer() else float(there),
+            }
+        )
+    return table
+
+
+def mcnemar(
+    a_correct: Bool[np.ndarray, " row"], b_correct: Bool[np.ndarray, " row"], alternative: str = "two-sided"
+) -> float:
+    """Exact p value of McNemar's paired test that two models are right equally often.
+
+    Parameters
+    ----------
+    a_correct, b_correct : ndarray (row,)
+        Whether each model is right on each row of the same test set.
+    alternative : "two-sided", "greater" or "less"
+        "greater": a is right more often than b; "less": a is right less often.
+
+    Source: McNemar 1947; the exact form is the binomial test on the rows where the two disagree.
+    """
+    choose("The alternative", alternative, ("two-sided", "greater", "less"))
+    a_alone = int((a_correct & ~b_correct).sum())
+    b_alone = int((b_correct & ~a_correct).sum())
+    if a_alone + b_alone == 0:
+        return 1.0
+    return float(binomtest(a_alone, a_alone + b_alone, 0.5, alternative=alternative).pvalue)
+
+
+def holm(p_values: Sequence[float] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """P values corrected for testing several hypotheses, in the order given (Holm 1979)."""
+    given = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    corrected = np.empty_like(given)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)))
+    return corrected
+
+
+def _counts(
+    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights
+) -> tuple[Float[np.ndarray, " class"], Float[np.ndarray, " class"], Float[np.ndarray, " class"]]:
+    """Weight of the rows per class: true and predicted, predicted, true."""
+    mass = np.ones(len(truth)) if weights is None else weights.astype(np.float64)
+    there, said = truth > 0, predicted > 0  # row class
+    return mass @ (there & said), mass @ said, mass @ there
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else 0.0

@@ -1,0 +1,114 @@
+"""The named recipes, as data: which blocks to read and which learner to train.
+
+    Recipe      name, what it reads, what it trains
+    Reads       blocks of one backbone: a site specification and a pooling
+    RECIPES     name -> Recipe
+    find        a name -> its recipe, or a sentence that lists them
+
+A recipe is read by `classifier` (which turns `Reads` into blocks of real backbones) and by `learning` (which trains).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sonde.errors import RecipeError, choose
+
+LLMEMBED_DEPTHS = 5
+"""LLMEmbed, section 3.2: the embeddings of the last five blocks of the deep backbone."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Blocks of one backbone, or of each."""
+
+    backbone: int | None
+    """Index of the backbone; None = each that is given."""
+    site: str
+    """A site specification such as `hidden.*`."""
+    pooling: str = ""
+    """Empty for the site `sentence`."""
+    last: int | None = None
+    """Keep this many of the deepest matching sites, deepest first; None = all, shallowest first."""
+    optional: bool = False
+    """Whether the recipe does without it when that backbone is not given."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to read and what to train."""
+
+    name: str
+    """The name users give."""
+    title: str
+    """One line for lists."""
+    source: str
+    """Where it comes from."""
+    learner: str
+    """Name of the learner in `learning.LEARNERS`."""
+    reads: tuple[Reads, ...] = ()
+    """What it reads; nothing for purely lexical recipes."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the learner."""
+    has_paper_setting: bool = False
+    """Whether `paper=True` asks for something else than the default."""
+
+
+def find(name: object) -> Recipe:
+    """The recipe of this name.
+
+    Raises
+    ------
+    RecipeError
+        If there is none; the sentence lists all.
+    """
+    return RECIPES[choose("The recipe", name, RECIPES, RecipeError)]
+
+
+_TITLES = {
+    1: "last block of the deep backbone",
+    2: "average of its last five blocks",
+    3: "maximum of its last five blocks",
+    4: "its last five blocks side by side",
+    5: "Cat(Avg(L), B)",
+    6: "Cat(Max(L), B)",
+    7: "Cat(L, B)",
+    8: "Cat(Avg(L), R)",
+    9: "Cat(Max(L), R)",
+    10: "Cat(L, R)",
+    11: "Cat(Avg(L), B, R)",
+    12: "Cat(Max(L), B, R)",
+    13: "Cat(L, B, R)",
+    14: "co-occurrence of L, B, R",
+    15: "co-occurrence of L, B, R beside Avg(L)",
+}
+
+_DEEP = Reads(0, "hidden.1:", "mean", last=LLMEMBED_DEPTHS)
+_SENTENCES = (Reads(1, "sentence", optional=True), Reads(2, "sentence", optional=True))
+
+
+def _llmembed(row: int) -> Recipe:
+    deep = Reads(0, "hidden.1:", "mean", last=1) if row == 1 else _DEEP
+    sentences = () if row < 5 else _SENTENCES
+    source = f"LLMEmbed (Liu et al., ACL 2024), Table 1, row {row}"
+    return Recipe(f"llmembed-{row}", _TITLES[row], source, "fusion", (deep, *sentences), {"row": row}, True)
+
+
+_AUTO_READS = (Reads(None, "hidden.*", "mean"), Reads(None, "hidden.*", "max"))
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("auto", "all hidden layers blended with word and character n-grams", "sonde", "auto", _AUTO_READS),
+        Recipe(
+            "linear",
+            "logistic regression on the mean of the last hidden layer",
+            "the linear probe (Alain and Bengio 2016)",
+            "logistic",
+            (Reads(None, "hidden.-1", "mean"),),
+        ),
+        Recipe("lexical", "word and character n-grams, linear; needs no model", "TF-IDF (Salton and Buckley 1988)", "lexical"),
+        *(_llmembed(row) for row in _TITLES),
+    )
+}
+RECIPES["llmembed"] = RECIPES["llmembed-15"]

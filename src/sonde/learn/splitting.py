@@ -1,0 +1,212 @@
+"""Which rows train, which choose, which calibrate.
+
+    Folds               the answer, one entry per row
+    make_folds          stratified folds that keep texts that read the same together
+    validation_folds    the same for a validation set that the user brought
+    normalised          the form in which two texts count as the same
+    text_keys           8-byte keys of normalised texts, by which duplicates are found without keeping texts
+
+Cross-validation (as drawn here for five folds): every fold is held out once. Rows of fold 0 calibrate label sets only:
+they choose no setting, and the model of fold 0 did not see them. Rows of folds 1 to 4 choose settings, blends,
+temperatures and thresholds.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt64
+
+from sonde.errors import warn
+from sonde.learn.targets import Targets
+
+# Classes that a warning names before it says "and more": what fits on a terminal line.
+NAMED_CLASSES = 5
+# Fewer folds are tried if fewer than this share of the rows can be held out: what is chosen on a minority of the rows,
+# all of them of frequent classes, says little about the rest.
+ENOUGH_HELD = 0.5
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which rows train, choose and calibrate."""
+
+    held: Int64[np.ndarray, " row"]
+    """The fold in which the row is held out; -1 = never held out."""
+    trainable: Bool[np.ndarray, " row"]
+    """Rows on which the final model trains: all but those of a validation set."""
+    conformal: Bool[np.ndarray, " row"]
+    """Held-out rows that choose nothing and calibrate label sets only."""
+    n_folds: int
+    """Number of folds; 0 if no row could be held out, 1 for a validation set."""
+
+    def train(self, fold: int) -> Bool[np.ndarray, " row"]:
+        """Rows on which the model of a fold trains."""
+        return np.asarray(self.trainable & (self.held != fold))
+
+    def held_out(self, fold: int) -> Bool[np.ndarray, " row"]:
+        """Rows that the model of a fold does not see."""
+        return np.asarray(self.held == fold)
+
+    @property
+    def choosing(self) -> Bool[np.ndarray, " row"]:
+        """Held-out rows on which settings are chosen."""
+        return np.asarray((self.held >= 0) & ~self.conformal)
+
+
+def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: int = 5) -> Folds:
+    """Deal the rows into stratified folds, texts that read the same always together.
+
+    Parameters
+    ----------
+    texts : sequence of str, one per row
+    targets : Targets
+    seed : int
+    n_folds : int
+        Fewer are used, with a warning, if otherwise most rows could not be held out.
+
+    Returns
+    -------
+    Folds
+        Rows are grouped by `normalised` text, groups numbered by first appearance and filed under the rarest label of
+        their first row (for single-label data: its label), then dealt like cards, class after class. So repeating a
+        row changes no other row's fold. A class with fewer groups than folds is never held out, nor is a text that
+        carries it: every fold's model has seen every class.
+
+    Warns
+    -----
+    SondeWarning
+        rare_classes, fewer_folds, no_folds.
+    """
+    assert n_folds >= 2, "cross-validation needs at least two folds"
+    groups, first = _groups(texts)  # (row,) group of each row; (group,) first row of each group
+    count, held = _most_held(groups, targets.indicator, first, seed, n_folds)
+    _warn_folds(targets, held, n_folds, count)
+    return Folds(held, np.ones(len(held), dtype=bool), held == 0, count)
+
+
+def validation_folds(n_train: int, targets: Targets, seed: int) -> Folds:
+    """Folds for a validation set: training rows first, then validation rows, all held out in fold 0.
+
+    Parameters
+    ----------
+    n_train : int
+        Number of training rows, which are never held out.
+    targets : Targets
+        Of training rows, then validation rows.
+    seed : int
+
+    Returns
+    -------
+    Folds
+        Every second validation row of a class calibrates label sets; the others choose.
+    """
+    validation = np.arange(len(targets.indicator)) >= n_train
+    held = np.where(validation, 0, -1)
+    conformal = np.zeros(len(held), dtype=bool)
+    conformal[n_train:] = _deal(targets.indicator[n_train:], seed, 2) == 1
+    return Folds(held.astype(np.int64), ~validation, conformal, 1)
+
+
+def normalised(text: str) -> str:
+    """Compatibility-composed (NFKC), case-folded, runs of white space as one blank."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def text_keys(texts: Sequence[str]) -> UInt64[np.ndarray, " row"]:
+    """Keys that are equal where texts read the same; among a million texts two others collide with probability 3e-8."""
+    digests = [hashlib.blake2b(normalised(t).encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts]
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def _groups(texts: Sequence[str]) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " group"]]:
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    groups = np.empty(len(texts), dtype=np.int64)
+    for row, text in enumerate(texts):
+        digest = hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        groups[row] = seen.setdefault(digest, len(seen))
+        if groups[row] == len(first):
+            first.append(row)
+    return groups, np.array(first, dtype=np.int64)
+
+
+def _most_held(
+    groups: Int64[np.ndarray, " row"],
+    indicator: Float32[np.ndarray, "row class"],
+    first: Int64[np.ndarray, " group"],
+    seed: int,
+    n_folds: int,
+) -> tuple[int, Int64[np.ndarray, " row"]]:
+    """The largest number of folds that holds out enough rows; else the number that holds out most; else none."""
+    best, best_held = 0, np.full(len(groups), -1, dtype=np.int64)
+    for count in range(n_folds, 1, -1):
+        held = _held(groups, indicator, first, seed, count)
+        if (indicator[held > 0].sum(axis=0) > 0).sum() < 2:  # one class alone chooses nothing
+            continue
+        share = np.mean(held[first] >= 0)
+        if share > np.mean(best_held[first] >= 0):
+            best, best_held = count, held
+        if share >= ENOUGH_HELD:
+            break
+    return best, best_held
+
+
+def _held(
+    groups: Int64[np.ndarray, " row"],
+    indicator: Float32[np.ndarray, "row class"],
+    first: Int64[np.ndarray, " group"],
+    seed: int,
+    n_folds: int,
+) -> Int64[np.ndarray, " row"]:
+    filed = indicator[first]  # group class
+    rare = filed.sum(axis=0) < n_folds  # class
+    never = np.zeros(len(first), dtype=bool)  # group
+    never[groups[indicator[:, rare].any(axis=1)]] = True
+    fold_of_group = np.full(len(first), -1, dtype=np.int64)
+    fold_of_group[~never] = _deal(filed[~never], seed, n_folds)
+    for column in indicator.T > 0:  # a class all of whose groups fell into one fold would be unknown to its model
+        folds = np.unique(fold_of_group[groups[column]])
+        if len(folds) == 1:
+            fold_of_group[groups[column]] = -1
+    return np.asarray(fold_of_group[groups])
+
+
+def _deal(filed: Float32[np.ndarray, "group class"], seed: int, n_folds: int) -> Int64[np.ndarray, " group"]:
+    """Shuffle within each stratum, then deal on from where the last stratum ended, so that folds are equally large."""
+    counts = filed.sum(axis=0)  # class
+    stratum = np.where(filed > 0, counts, np.inf).argmin(axis=1)  # group
+    stratum[~filed.any(axis=1)] = filed.shape[1]  # rows without a label form a stratum of their own
+    shuffled = np.random.default_rng(seed).permutation(len(filed))
+    order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    folds = np.empty(len(filed), dtype=np.int64)
+    folds[order] = np.arange(len(filed)) % n_folds
+    return folds
+
+
+def _warn_folds(targets: Targets, held: Int64[np.ndarray, " row"], wanted: int, count: int) -> None:
+    if count == 0:
+        warn(
+            "No rows can be held out: every class has too few different texts. "
+            "Nothing was chosen or calibrated; settings are the defaults.",
+            "no_folds",
+            len(held),
+        )
+        return
+    if count < wanted:
+        warn(
+            f"Validation uses {count} folds, not {wanted}, because most classes have few different texts.",
+            "fewer_folds",
+        )
+    never = (targets.indicator[held >= 0].sum(axis=0) == 0) & (targets.indicator.sum(axis=0) > 0)  # class
+    if never.any():
+        names = [repr(label) for label in targets.classes[never].tolist()]
+        more = f" and {len(names) - NAMED_CLASSES} more" if len(names) > NAMED_CLASSES else ""
+        warn(
+            f"{len(names)} classes have fewer different texts than the {count} folds; they train but are not "
+            f"validated: {', '.join(names[:NAMED_CLASSES])}{more}.",
+            "rare_classes",
+            len(names),
+        )

@@ -1,0 +1,240 @@
+"""Labels as users write them <-> the indicator matrix that learners read.
+
+Targets           classes, (row, class) indicator, single- or multi-label
+encode            labels of a training set -> Targets
+encode_against    labels of a test set -> Targets over the classes of a model
+unseen            which labels a model's classes do not contain, with counts
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from sonde.errors import DataError
+
+Label: TypeAlias = str | int | bool
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The labels of a data set."""
+
+    classes: np.ndarray
+    """(class,) sorted; dtype str, int64 or bool."""
+    indicator: Float32[np.ndarray, "row class"]
+    """1 where a row has a class, else 0. One-hot for single-label data; an all-zero row is a label never seen."""
+    multilabel: bool
+    """Whether a row may have any number of classes."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.indicator)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " row"]:
+        """Position in `classes` of each row's label, -1 for a label never seen. Single-label data only."""
+        assert not self.multilabel, "multi-label rows have no single class id"
+        return np.where(self.indicator.any(axis=1), self.indicator.argmax(axis=1), -1).astype(np.int64)
+
+    def take(self, rows: Int64[np.ndarray, " taken"] | Bool[np.ndarray, " row"]) -> "Targets":
+        """The same classes over some of the rows."""
+        return Targets(self.classes, self.indicator[rows], self.multilabel)
+
+
+def encode(labels: Any) -> Targets:
+    """Turn the labels of a training set into targets.
+
+    Parameters
+    ----------
+    labels : list, tuple, ndarray, pandas or polars Series
+        str, int or bool, all of one type: single-label. Lists of str or int (an empty list = no label), or a
+        two-dimensional array of 0 and 1 whose columns are the classes 0, 1, ...: multi-label. A nested list is read as
+        such a matrix if its rows are equally long, hold only 0 and 1, and some row repeats a value.
+
+    Raises
+    ------
+    DataError
+        A bare string, missing labels, mixed types, fractions, or fewer than two classes.
+    """
+    rows, multilabel, width = _read(labels)
+    found: list[Label] = sorted({label for row in rows for label in row}) if width is None else list(range(width))
+    if len(found) < 2:
+        raise DataError(_too_few(found, len(rows)))
+    classes = np.array(found, dtype=str) if isinstance(found[0], str) else np.array(found)
+    return Targets(classes, _indicator(rows, {label: i for i, label in enumerate(found)}, len(found)), multilabel)
+
+
+def encode_against(labels: Any, classes: np.ndarray, multilabel: bool) -> Targets:
+    """Turn the labels of a test set into targets over known classes.
+
+    Parameters
+    ----------
+    labels : as in `encode`
+    classes : ndarray (class,)
+        The classes of a model.
+    multilabel : bool
+        Whether the model is multi-label.
+
+    Returns
+    -------
+    Targets
+        Unknown labels give no 1 anywhere in their row. Labels whose type is not that of the classes are compared as
+        text, because "1" of one file may be 1 in another.
+
+    Raises
+    ------
+    DataError
+        As in `encode`, or if the labels are multi-label and the model is not, or the reverse.
+    """
+    rows = _read_against(labels, classes, multilabel)
+    return Targets(classes, _indicator(rows, _positions(rows, classes), len(classes)), multilabel)
+
+
+def unseen(labels: Any, classes: np.ndarray, multilabel: bool) -> dict[Label, int]:
+    """Count the labels that are not among `classes`, most frequent first. Arguments as in `encode_against`."""
+    rows = _read_against(labels, classes, multilabel)
+    known = _positions(rows, classes)
+    return dict(Counter(label for row in rows for label in row if label not in known).most_common())
+
+
+def _read_against(labels: Any, classes: np.ndarray, multilabel: bool) -> list[list[Label]]:
+    rows, given_multilabel, width = _read(labels)
+    if given_multilabel != multilabel:
+        sorts = {True: "lists of labels (or a 0/1 matrix)", False: "one label per row"}
+        raise DataError(
+            f"The model was trained on {sorts[multilabel]}, but these labels are {sorts[given_multilabel]}."
+        )
+    if width is not None and width != len(classes):
+        raise DataError(f"The label matrix has {width} columns, but the model has {len(classes)} classes.")
+    return rows
+
+
+def _positions(rows: list[list[Label]], classes: np.ndarray) -> dict[Label, int]:
+    known: list[Label] = classes.tolist()
+    by_text = {str(label): i for i, label in enumerate(known)}
+    kind = type(known[0])
+    found = {label for row in rows for label in row}
+    # a plain dict of `known` would let True find 1
+    return {label: by_text[str(label)] for label in found if str(label) in by_text and _comparable(label, kind)}
+
+
+def _comparable(label: Label, kind: type) -> bool:
+    return type(label) is kind or isinstance(label, str) or kind is str
+
+
+def _read(labels: Any) -> tuple[list[list[Label]], bool, int | None]:
+    """Rows of labels, whether they are multi-label, and the number of columns if they came as a 0/1 matrix."""
+    if isinstance(labels, str | bytes | dict) or not isinstance(labels, Iterable):
+        raise DataError(f"Labels must be a list or array with one entry per text, not {_shown(labels)}.")
+    if not isinstance(labels, list | tuple):
+        array = np.asarray(labels)
+        if array.ndim == 2:
+            return _read_matrix(array)
+        labels = array.tolist()
+        if not isinstance(labels, list):
+            raise DataError("Labels must be a list or array with one entry per text, or a dense 0/1 matrix.")
+    items = list(labels)
+    if not items:
+        raise DataError("There are no labels: a classifier needs at least two classes.")
+    if _is_collection(items[0]):
+        return _read_lists(items)
+    return [[label] for label in _of_one_type([(row, item) for row, item in enumerate(items)])], False, None
+
+
+def _read_matrix(array: np.ndarray) -> tuple[list[list[Label]], bool, int | None]:
+    wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=bool)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        raise DataError(
+            f"A two-dimensional array of labels must hold only 0 and 1, but row {row}, column {column} is "
+            f"{_shown(array[row, column])}. Give one label per text, or a list of labels per text."
+        )
+    rows: list[list[Label]] = [list(np.flatnonzero(row).tolist()) for row in array]
+    return rows, True, array.shape[1]
+
+
+def _read_lists(items: list[Any]) -> tuple[list[list[Label]], bool, int | None]:
+    for row, item in enumerate(items):
+        if not _is_collection(item):
+            raise DataError(f"Row 0 is a list of labels, but row {row} is {_shown(item)}. Make every row a list.")
+    lists = [list(item) for item in items]
+    if _is_matrix(lists):
+        return _read_matrix(np.array(lists))
+    flat = iter(_of_one_type([(row, label) for row, labels in enumerate(lists) for label in labels]))
+    return [[next(flat) for _ in labels] for labels in lists], True, None
+
+
+def _is_matrix(lists: list[list[Any]]) -> bool:
+    """Label lists do not repeat a label in a row; rows of a 0/1 matrix of three columns must."""
+    width = len(lists[0])
+    if not all(len(row) == width and all(type(value) is int and value in (0, 1) for value in row) for row in lists):
+        return False
+    return any(len(set(row)) < width for row in lists)
+
+
+def _is_collection(item: object) -> bool:
+    return isinstance(item, Iterable) and isinstance(item, Sized) and not isinstance(item, str | bytes | dict)
+
+
+def _of_one_type(cells: list[tuple[int, Any]]) -> list[Label]:
+    """The labels as plain Python values; `cells` are (row, label), the row for sentences."""
+    labels = [_plain(row, item) for row, item in cells]
+    for (row, _), label in zip(cells, labels, strict=True):
+        if type(label) is not type(labels[0]):
+            first = f"{type(labels[0]).__name__} (row {cells[0][0]}: {labels[0]!r})"
+            raise DataError(
+                f"Labels mix {first} and {type(label).__name__} (row {row}: {label!r}). "
+                "Write them all as text, or all as whole numbers."
+            )
+    return labels
+
+
+def _plain(row: int, item: Any) -> Label:
+    value = item.item() if isinstance(item, np.generic) else item
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        raise DataError(f"The label of row {row} is missing. Leave out the rows without a label, or give them one.")
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # columns with gaps often hold whole numbers as floats
+    if not isinstance(value, int):  # bool is an int
+        what = "a fraction" if isinstance(value, float) else f"of type {type(value).__name__}"
+        raise DataError(
+            f"The label of row {row} is {_shown(value)}, {what}. Labels are text, whole numbers or booleans."
+        )
+    if abs(value) >= 2**63:
+        raise DataError(
+            f"The label of row {row} is {value}, too large for a whole number of 64 bits. Write it as text."
+        )
+    return value
+
+
+def _indicator(
+    rows: list[list[Label]], positions: dict[Label, int], n_classes: int
+) -> Float32[np.ndarray, "row class"]:
+    indicator = np.zeros((len(rows), n_classes), dtype=np.float32)  # row class
+    pairs = [(row, positions[label]) for row, labels in enumerate(rows) for label in labels if label in positions]
+    if pairs:
+        indicator[tuple(np.array(pairs).T)] = 1.0
+    return indicator
+
+
+def _too_few(found: list[Label], rows: int) -> str:
+    if not found:
+        return f"None of the {rows} rows has a label: a classifier needs at least two classes."
+    return f"The {rows} rows have only one class, {found[0]!r}: a classifier needs at least two classes."
+
+
+def _shown(value: object) -> str:
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # one line of a terminal

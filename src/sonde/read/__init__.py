@@ -1,0 +1,1 @@
+"""The model side: texts in, pooled activations out."""

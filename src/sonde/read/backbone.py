@@ -1,0 +1,284 @@
+"""Backbones: frozen transformers models with their tokenizers, read at sites.
+
+    load_backbone   name -> Backbone, one per (folder, dtype, device) and process
+    Backbone        a loaded model: what it has (layers, widths, positions) and `read`
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from sonde.errors import BackboneError, choose
+from sonde.read.checkpoint import Sentence, find_checkpoint, fingerprint, read_config, read_sentence
+from sonde.read.forward import Forward
+from sonde.read.pooling import POOLINGS
+from sonde.read.precision import choose_device, choose_dtype
+from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
+from sonde.read.tracing import refuse_experts
+from sonde.read.truncation import POOLER
+
+Wanted = tuple[Site, str | None]
+"""A site and a pooling; the pooling of `pooler` and `sentence` is None."""
+
+_TRACED_TEXT = "The first trains left early, and nobody on the platform knew why."
+_TRACED_TOKENS = 16  # enough to tell tokens from rows and to see experts at work; cheap for the largest model
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+_TABLE: dict[tuple[Path, torch.dtype, torch.device, bool], "Backbone"] = {}
+_TABLE_LOCK = threading.RLock()
+
+
+def load_backbone(
+    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> "Backbone":
+    """Load a frozen model, or return it if this process has it already.
+
+    Parameters
+    ----------
+    name : str
+        Hub id or local folder of any transformers encoder, decoder or encoder-decoder.
+    dtype : str
+        "auto", "float32" or "bfloat16"; "auto" decides by the hardware.
+    device : str
+        "auto", "cpu", "cuda", "cuda:N" or "mps".
+    trust_remote_code : bool
+        Whether Python code of the checkpoint may run.
+
+    Raises
+    ------
+    BackboneError
+        If the checkpoint cannot be found or loaded, or is no chain of dense blocks.
+    """
+    where = choose_device(device)
+    precision = choose_dtype(dtype, where)
+    with _TABLE_LOCK:
+        folder = find_checkpoint(name, trust_remote_code)
+        key = (folder, precision, where, trust_remote_code)
+        if key not in _TABLE:
+            _TABLE[key] = Backbone(name, folder, precision, where, trust_remote_code)
+        return _TABLE[key]
+
+
+class Backbone:
+    """A frozen model with its tokenizer. Made by `load_backbone`.
+
+    Attributes
+    ----------
+    name, path : str, Path
+        As first given, and the folder that it resolved to.
+    dtype, device : torch.dtype, torch.device
+        What it runs with.
+    tokenizer : transformers tokenizer
+    max_positions : int or None
+        The most tokens that a text may have, special tokens included; None if the model sets no bound.
+    layers : dict of stack to int
+        Blocks of each stack: "main", and "decoder" in encoder-decoder models.
+    causal : bool
+        Whether the main stack reads from left to right only. Decoders of encoder-decoder models always do.
+    fingerprint : str
+        Identifies config, tokenizer and weights; the same for every dtype and device.
+    """
+
+    def __init__(self, name: str, path: Path, dtype: torch.dtype, device: torch.device, trust: bool) -> None:
+        refuse_experts(read_config(path), f"Backbone {name!r}")
+        self.name, self.path, self.dtype, self.device = name, path, dtype, device
+        model, self.tokenizer, missing = _load(name, path, dtype, trust)
+        model.to(device)
+        self._lock = threading.RLock()
+        self._forward = Forward(model, _probe(self.tokenizer, device), name)
+        self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
+        self.causal = self._forward.causal
+        self.max_positions = _max_positions(model)
+        self._has_pooler = self._forward.pooler_width is not None and not any(POOLER in key for key in missing)
+        self._sentence = self._find_sentence()
+        self.fingerprint = fingerprint(path, self._sentence)
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r}, layers={self.layers}, dtype={self.dtype}, device={str(self.device)!r})"
+
+    @property
+    def sentence(self) -> Sentence:
+        """How this backbone embeds a sentence.
+
+        Its sentence-transformers modules if the folder has them, else the pooler if the checkpoint holds its weights,
+        else `first` for masked-language-model encoders and `mean` for the rest, on the last hidden state.
+
+        Raises
+        ------
+        BackboneError
+            If the folder's modules do something that sonde does not apply.
+        """
+        if self._sentence.refusal:
+            raise BackboneError(
+                f"Site sentence of backbone {self.name!r} cannot be read: {self._sentence.refusal}. "
+                f"Read hidden.{self.layers[MAIN]} with a pooling instead."
+            )
+        return self._sentence
+
+    def sites(self, spec: str) -> tuple[Site, ...]:
+        """Expand a specification, such as "hidden.*", against this backbone's layers."""
+        return expand(spec, self.layers)
+
+    def width(self, site: Site) -> int:
+        """Return how many values an activation at `site` has."""
+        self._check_site(site)
+        if site.kind == "sentence":
+            return self.width(self.sentence.site)
+        stack = self._forward.stacks[site.stack]
+        if site.layer is None:
+            assert self._forward.pooler_width is not None
+            return self._forward.pooler_width
+        return stack.hidden_widths[site.layer] if site.kind == "hidden" else stack.ffn_widths[site.layer - 1]
+
+    def check(self, site: Site, pooling: str | None) -> None:
+        """Raise a `BackboneError` if this backbone cannot be read at `site` with this pooling."""
+        self._check_site(site)
+        if site.layer is None:
+            if pooling is not None:
+                raise BackboneError(f"Site {site} is one vector a row and takes no pooling; {pooling!r} was given.")
+            return
+        choose("Pooling", pooling, POOLINGS, BackboneError)
+        if pooling == "first" and (self.causal or site.stack == DECODER):
+            raise BackboneError(
+                f"Pooling 'first' at {site} of backbone {self.name!r} is refused: the model reads from left to right, "
+                "so that its first token is constant after BOS. Use last, mean, mean_content or max."
+            )
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "row token"],
+        attention_mask: Bool[Tensor, "row token"] | None,
+        content: Bool[Tensor, "row token"] | None,
+        wanted: Sequence[Wanted],
+    ) -> dict[Wanted, Float[Tensor, "row dim"]]:
+        """Run a batch as deep as needed and return the pooled activations.
+
+        Parameters
+        ----------
+        input_ids : (row, token)
+            Token ids, padded on the right.
+        attention_mask : (row, token) or None
+            True on real tokens; None if no row has pads.
+        content : (row, token) or None
+            True on content tokens; `mean_content` needs it.
+        wanted : sequence of (Site, pooling)
+            What to read; the pooling of `pooler` and `sentence` is None.
+
+        Returns
+        -------
+        dict of (Site, pooling) to (row, dim)
+            float32 on the CPU. Not checked for finite values.
+
+        Raises
+        ------
+        BackboneError
+            If the backbone has no such site, or the pooling is unknown or senseless there.
+        """
+        for site, pooling in wanted:
+            self.check(site, pooling)
+        if not wanted:
+            return {}
+        sources = {want: self._source(want) for want in wanted}
+        if attention_mask is not None:
+            assert not bool((attention_mask[:, 1:] & ~attention_mask[:, :-1]).any()), "pads stand on the right"
+            attention_mask = None if bool(attention_mask.all()) else attention_mask
+        ids, mask, real = (None if given is None else given.to(self.device) for given in (input_ids, attention_mask, content))
+        assert ids is not None
+        with self._lock, torch.inference_mode():
+            taken = self._forward.run(ids, mask, real, set(sources.values()))
+            return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
+
+    def _check_site(self, site: Site) -> None:
+        if site.kind not in KINDS:
+            raise BackboneError(f"Site {site} is unknown; the kinds of site are {', '.join(KINDS)}.")
+        if site.kind == "pooler" and not self._has_pooler:
+            raise BackboneError(
+                f"Site pooler of backbone {self.name!r} is refused: the checkpoint holds no pooler weights. "
+                f"Use sentence, or hidden.{self.layers[MAIN]} with a pooling."
+            )
+        expand(str(site), self.layers)
+
+    def _source(self, want: Wanted) -> Wanted:
+        return (self.sentence.site, self.sentence.pooling) if want[0].kind == "sentence" else want
+
+    def _finish(self, site: Site, vectors: Tensor) -> Tensor:
+        if site.kind == "sentence" and self.sentence.normalise:
+            return nn.functional.normalize(vectors, dim=-1)
+        return vectors
+
+    def _find_sentence(self) -> Sentence:
+        last = Site(MAIN, "hidden", self.layers[MAIN])
+        of_folder = read_sentence(self.path, last)
+        if of_folder is not None:
+            senseless = of_folder.pooling == "first" and self.causal
+            return Sentence(last, "mean", refusal="its first token is constant") if senseless else of_folder
+        if self._has_pooler:
+            return Sentence(Site(MAIN, "pooler"), None)
+        masked = getattr(self.tokenizer, "mask_token_id", None) is not None
+        return Sentence(last, "first" if masked and not self.causal and DECODER not in self.layers else "mean")
+
+
+def _load(name: str, path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, Any, set[str]]:
+    """(model, tokenizer, names of weights that the checkpoint lacks), without progress bars and reports."""
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(path), **settings)
+            model, info = AutoModel.from_pretrained(str(path), dtype=dtype, output_loading_info=True, **settings)
+    except Exception as error:  # transformers raises nearly every kind; all mean that this folder is of no use
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BackboneError(f"Backbone {name!r} cannot be loaded from {path}: {first_line}") from error
+    missing = set(info["missing_keys"])
+    if model.config.is_encoder_decoder and any(key.startswith("decoder.") for key in missing):
+        model = model.get_encoder()  # the checkpoint is of the encoder alone
+        model.config.is_encoder_decoder = False
+        missing = {key for key in missing if key.startswith("encoder.")}
+    lacking = sorted(key for key in missing if POOLER not in key)
+    if lacking:
+        raise BackboneError(
+            f"Backbone {name!r} cannot be used: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}."
+        )
+    return model.eval().requires_grad_(False), tokenizer, missing
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the progress bars and loading reports of transformers."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _probe(tokenizer: Any, device: torch.device) -> Tensor:
+    """Ids of a short text: at least three tokens, not all of them the same."""
+    ids = list(tokenizer(_TRACED_TEXT)["input_ids"])[:_TRACED_TOKENS]
+    other = 0 if not ids or ids[0] else 1
+    while len(ids) < 3 or len(set(ids)) < 2:
+        ids.append(other)
+    return torch.tensor([ids], device=device)  # (1, token)
+
+
+def _max_positions(model: Any) -> int | None:
+    """Positions of the configuration, less those that RoBERTa and its kin lose to the index of the pad token."""
+    bound = next((number for name in _POSITIONS if isinstance(number := getattr(model.config, name, None), int)), None)
+    if bound is None or bound <= 0:
+        return None
+    words = model.get_input_embeddings()
+    for module in model.modules():
+        is_table = isinstance(module, nn.Embedding) and module is not words
+        if is_table and module.num_embeddings == bound and module.padding_idx is not None:
+            return bound - int(module.padding_idx) - 1
+    return bound

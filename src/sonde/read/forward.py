@@ -1,0 +1,190 @@
+"""Forward passes: run a model once, only as deep as the deepest site, and pool on the way.
+
+    Forward   a traced model: its stacks, whether it is causal, and `run`
+"""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.errors import BackboneError
+from sonde.read.sites import DECODER, MAIN, Site
+from sonde.read.taps import Place, Taps, Tokens
+from sonde.read.tracing import Stack, Trace, find_stack
+from sonde.read.truncation import cut, without_pooler
+
+Source = tuple[Site, str | None]
+"""A site and a pooling; None for the pooler, which has no token axis."""
+_SAME = 1e-3  # relative: a truncated copy runs the same kernels, a wrong one differs in the first digit
+
+
+class Forward:
+    """A traced model.
+
+    Parameters
+    ----------
+    model : transformers model
+        In evaluation mode, on its device.
+    probe : (1, token)
+        Token ids of a short text, at least three of them.
+    name : str
+        The backbone, for sentences.
+
+    Attributes
+    ----------
+    stacks : dict of stack to Stack
+        Where the sites lie.
+    causal : bool
+        Whether the main stack reads from left to right only.
+    last_width, pooler_width : dict of stack to int, int or None
+        Widths of the model's outputs.
+    """
+
+    def __init__(self, model: Any, probe: Tensor, name: str) -> None:
+        self.model = model
+        self.has_decoder = bool(model.config.is_encoder_decoder)
+        self.device = probe.device
+        self.stacks: dict[str, Stack] = {}
+        self.pooler_width: int | None = None
+        self._shorter: dict[tuple[str, int], tuple[nn.Module, nn.Module]] = {}
+        self._last: dict[str, bool] = {}
+        with torch.inference_mode():
+            self._trace(probe, name)
+            self.causal = self._is_causal(probe)
+        self._probe = probe
+
+    def run(
+        self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
+    ) -> dict[Source, Tensor]:
+        """Read a batch; float32 (row, dim) on the model's device for every source."""
+        poolings: dict[Site, list[str]] = {}
+        for site, how in sources:
+            poolings.setdefault(site, []).extend([how] if how else [])
+        tokens = {
+            MAIN: Tokens(*ids.shape, mask, content),
+            DECODER: Tokens(*ids.shape, mask, None if content is None else _shifted(content, 0)),
+        }
+        stack = DECODER if any(site.stack == DECODER for site in poolings) else MAIN
+        model, entry = self._shortest(stack, poolings)
+        inner = {site: self._place(site, stack, entry) for site in poolings if self._is_inside(site)}
+        with Taps(inner, poolings, tokens) as taps:
+            output = self._call(model, ids, mask, stack)
+        for site in poolings.keys() - inner.keys():
+            if site.kind == "hidden":
+                taps.keep(site, _last_hidden(output, whole=stack == DECODER, of=site.stack))
+        taken: dict[Source, Tensor] = {(site, how): vectors for (site, how), vectors in taps.taken.items()}
+        if any(site.kind == "pooler" for site in poolings):
+            taken[Site(MAIN, "pooler"), None] = output.pooler_output.float()
+        return taken
+
+    def _is_inside(self, site: Site) -> bool:
+        """Whether a hook reads the site; the last hidden state and the pooler are outputs of the model."""
+        return site.kind == "ffn" or (site.kind == "hidden" and site.layer != self.stacks[site.stack].layers)
+
+    def _place(self, site: Site, run: str, entry: nn.Module) -> Place:
+        """Where a site lies in the model that runs the stack `run` and whose first block there is `entry`."""
+        stack, layer = self.stacks[site.stack], site.layer
+        assert layer is not None
+        if site.kind == "ffn":
+            return stack.downs[layer - 1]
+        if layer == 0:
+            return Place(entry if site.stack == run else stack.blocks[0].module, 0, "input")
+        return stack.blocks[layer - 1]
+
+    def _shortest(self, stack: str, sites: Mapping[Site, Any]) -> tuple[nn.Module, nn.Module]:
+        """(the shortest model that reaches the sites of `stack`, its first block there)."""
+        own = [site for site in sites if site.stack == stack]
+        n_layers = self.stacks[stack].layers
+        pooler = any(site.kind == "pooler" for site in own)
+        depth = n_layers if pooler else max(site.layer or 0 for site in own)
+        if pooler:
+            return self.model, self.stacks[stack].blocks[0].module
+        if (stack, depth) not in self._shorter:
+            self._shorter[stack, depth] = self._shorten(stack, depth)
+        return self._shorter[stack, depth]
+
+    def _shorten(self, stack: str, depth: int) -> tuple[nn.Module, nn.Module]:
+        found = self.stacks[stack]
+        if depth < found.layers:
+            for root, entry in cut(self.model, found, depth):
+                model = self._main(root) if stack == MAIN else root
+                if self._runs_right(model, entry, stack, depth):
+                    return model, entry
+        whole = without_pooler(self.model)
+        return (self._main(whole) if stack == MAIN else whole), found.blocks[0].module
+
+    def _runs_right(self, model: nn.Module, entry: nn.Module, stack: str, depth: int) -> bool:
+        """Whether a truncated copy gives the traced text the hidden state that the whole model gave it."""
+        site = Site(stack, "hidden", depth)
+        tokens = {stack: Tokens(*self._probe.shape, None, None)}
+        try:
+            with Taps({site: self._place(site, stack, entry)}, {site: ["mean"]}, tokens) as taps:
+                self._call(model, self._probe, None, stack)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+            return False
+        found = taps.taken.get((site, "mean"))
+        expected = self.stacks[stack].means[depth]
+        return found is not None and torch.allclose(
+            found[0].cpu(), expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())
+        )
+
+    def _main(self, model: Any) -> Any:
+        """The part of a model that runs the main stack alone."""
+        return model.get_encoder() if self.has_decoder else model
+
+    def _call(self, model: Any, ids: Tensor, mask: Tensor | None, stack: str, **settings: Any) -> Any:
+        """Run a model without a cache; causal stacks need no mask for pads on the right."""
+        inputs: dict[str, Any] = {"input_ids": ids, "return_dict": True, **settings}
+        if mask is not None and (self.has_decoder or not self.causal):
+            inputs["attention_mask"] = mask.long()
+        if "use_cache" in signature(model.forward).parameters:
+            inputs["use_cache"] = False
+        if stack == DECODER:
+            inputs["decoder_input_ids"] = _shifted(ids, self._decoder_start())
+        return model(**inputs)
+
+    def _decoder_start(self) -> int:
+        config = self.model.config
+        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+        return int(next((number for name in names if (number := getattr(config, name, None)) is not None), 0))
+
+    def _trace(self, probe: Tensor, name: str) -> None:
+        stack = DECODER if self.has_decoder else MAIN
+        self.causal = False  # until it is known; the traced text has no pads
+        with Trace(self.model) as trace:
+            output = self._call(self.model, probe, None, stack, output_hidden_states=True)
+        states = {MAIN: output.encoder_hidden_states, DECODER: output.decoder_hidden_states} if self.has_decoder else {
+            MAIN: output.hidden_states
+        }  # fmt: skip
+        for part, hidden_states in states.items():
+            what = f"backbone {name!r}" if part == MAIN else f"the decoder of backbone {name!r}"
+            if not hidden_states:
+                raise BackboneError(f"hidden.* of {what} cannot be read: it returns no hidden states.")
+            self.stacks[part] = find_stack(trace.calls, hidden_states, probe.shape[1], what)
+            if not torch.equal(_last_hidden(output, whole=self.has_decoder, of=part), hidden_states[-1]):
+                raise BackboneError(f"hidden.{len(hidden_states) - 1} of {what} is not its last output.")
+        pooled = getattr(output, "pooler_output", None)
+        self.pooler_width = None if pooled is None else pooled.shape[-1]
+
+    def _is_causal(self, probe: Tensor) -> bool:
+        """Whether a change of the last token leaves the main stack's earlier positions as they are."""
+        changed = probe.clone()
+        changed[0, -1] = probe[0, 0] if probe[0, 0] != probe[0, -1] else probe[0, 1]
+        model = self._main(without_pooler(self.model))
+        before, after = (self._call(model, ids, None, MAIN).last_hidden_state[:, :-1].float() for ids in (probe, changed))
+        return torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(before.abs().max()))
+
+
+def _last_hidden(output: Any, whole: bool, of: str) -> Tensor:
+    """The final hidden state of a stack in the output of the whole model or of its main part alone."""
+    hidden = output.encoder_last_hidden_state if whole and of == MAIN else output.last_hidden_state
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def _shifted(tokens: Tensor, first: int) -> Tensor:
+    """Tokens as the decoder sees them: one step to the right, behind a start token."""
+    return torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, :-1]], dim=1)

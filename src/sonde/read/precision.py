@@ -1,0 +1,87 @@
+"""Precision: which device and which floating type a backbone runs with.
+
+    choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
+    choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
+    DTYPES          the explicit types by name
+"""
+
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from sonde.errors import ArgumentError, BackboneError, choose
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""float16 is left out: its largest value is 65,504, and the massive activations of many decoders overflow it."""
+_LEAST_GAIN = 1.3  # below this, the coarser type buys too little
+_GEMM = (1024, 768, 768)  # tokens x width x width: a batch of a small encoder, 1.2 GFLOP
+_REPEATS = 7  # the best of 7 stands against other work on the machine
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of this name; "auto" takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        existing = ", ".join(kind for kind, yes in there.items() if yes)
+        raise BackboneError(f"Device {name!r} does not exist on this machine; it must be auto or one of: {existing}.")
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        if number >= torch.cuda.device_count():
+            raise BackboneError(f"Device {name!r} does not exist: this machine has {torch.cuda.device_count()} GPU.")
+        return torch.device("cuda", number)
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the floating type of this name; "auto" decides by the hardware.
+
+    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 only if the processor has units for it and a short
+    matrix product runs at least 1.3 times faster with it: without such units it can be a hundred times slower.
+    """
+    if name != "auto":
+        return DTYPES[choose("dtype", name, ["auto", *DTYPES], ArgumentError) if name not in DTYPES else name]
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and _has_bfloat16_units() and _bfloat16_gain() >= _LEAST_GAIN:
+        return torch.bfloat16
+    return torch.float32
+
+
+def _has_bfloat16_units() -> bool:
+    """Whether the processor reports AVX512-BF16, AMX-BF16 or the bfloat16 extension of ARM."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
+            return True
+    cpuinfo = Path("/proc/cpuinfo")  # older torch; absent elsewhere than on Linux
+    words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.is_file() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def _bfloat16_gain() -> float:
+    """How many times faster a matrix product is in bfloat16 than in float32; some tens of milliseconds, once."""
+    tokens, width, out = _GEMM
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(tokens, width, dtype=dtype), torch.ones(width, out, dtype=dtype)
+        left @ right  # the first call sets up the kernel
+        seconds[dtype] = min(_seconds(left, right) for _ in range(_REPEATS))
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    start = time.perf_counter()
+    left @ right
+    return time.perf_counter() - start

@@ -1,0 +1,103 @@
+"""From what a user says to what can be read: names to backbones, specifications to blocks, a cache to a store.
+
+    open_sources   ids or paths -> backbones with their views
+    open_store     the `cache` argument -> a Store or None
+    expand_blocks  a site specification and a pooling -> the blocks of one source
+    block_of       a block name -> the Block
+    prepare        make sure that the store can hold what is about to be read
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sonde.errors import ArgumentError, BackboneError, choose
+from sonde.read.backbone import load_backbone
+from sonde.read.extract import Block, Source, columns, estimate
+from sonde.read.pooling import POOLINGS
+from sonde.read.sites import expand
+from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
+from sonde.read.view import DEFAULT_MAX_TOKENS, LONG_TEXT, View
+
+logger = logging.getLogger(__name__)
+
+Cache = str | Path | bool | None
+
+MIN_TOKENS = 4
+"""Fewer leave no room for a word between the special tokens of an encoder."""
+
+
+def open_sources(
+    names: Mapping[int, str], *, max_tokens: int | None, long_text: str, dtype: str, device: str
+) -> dict[int, Source]:
+    """Load backbones and give each its view.
+
+    Parameters
+    ----------
+    names : mapping of int to str
+        Hub ids, folders, or the id of the offline bundle.
+    max_tokens : int or None
+        None = the checkpoint's positions, at most 512.
+    long_text, dtype, device : str
+        As in `TextClassifier`.
+
+    Raises
+    ------
+    ArgumentError, BackboneError
+    """
+    choose("long_text", long_text, LONG_TEXT)
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < MIN_TOKENS):
+        raise ArgumentError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least {MIN_TOKENS}, or None.")
+    sources = {}
+    for index, name in names.items():
+        backbone = load_backbone(name, dtype=dtype, device=device)
+        positions = backbone.max_positions
+        if max_tokens is not None and positions is not None and max_tokens > positions:
+            raise ArgumentError(f"max_tokens is {max_tokens}, but {name} has {positions} positions. Give at most {positions}.")
+        sources[index] = Source(backbone, View(max_tokens or min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS), long_text))
+    return sources
+
+
+def open_store(cache: Cache) -> Store | None:
+    """`"auto"` = the default cache (20 GB, least recently used first), a path = a store there, None or False = none."""
+    if cache is None or cache is False:
+        return None
+    if cache == "auto" or cache is True:
+        return Store(default_root(), DEFAULT_LIMIT_BYTES)
+    return Store(cache)
+
+
+def expand_blocks(index: int, source: Source, site: str, pooling: str) -> list[Block]:
+    """All blocks of one source that a site specification names, shallowest first.
+
+    Raises
+    ------
+    BackboneError
+        If the site does not exist, or the pooling cannot be had there.
+    """
+    backbone = source.backbone
+    sites = expand(site, backbone.layers)
+    blocks = []
+    for place in sites:
+        whole = place.kind in ("sentence", "pooler")
+        if not whole:
+            choose("pooling", pooling, POOLINGS, BackboneError)
+        blocks.append(Block(index, place, "" if whole else pooling))
+    return blocks
+
+
+def block_of(name: str, sources: Mapping[int, Source]) -> Block:
+    """The block that a learner calls `name`."""
+    index, site, *pooling = name.split("/")
+    (place,) = expand(site, sources[int(index)].backbone.layers)
+    return Block(int(index), place, *pooling)
+
+
+def prepare(rows: int, sources: Mapping[int, Source], blocks: Sequence[Block], store: Store | None) -> int:
+    """Bytes that reading puts into the store at most; refused before work starts if they do not fit."""
+    needed = estimate(rows, sources, blocks)
+    if store is not None:
+        store.reserve(needed, columns(sources, blocks, store))
+    where = f"{needed / 1e6:.1f} MB at most, in {store.root}" if store else "without a store"
+    logger.info("reading %d texts x %d blocks (%s)", rows, len(blocks), where)
+    return needed

@@ -1,0 +1,166 @@
+"""Plain records <-> a folder: `sonde.json` and `arrays.safetensors`. No pickle anywhere, nothing is ever executed.
+
+    check_target   whether a folder may become a saved model
+    save        manifest and arrays -> folder, whole or not at all
+    load        folder -> manifest and arrays, every disagreement refused with a sentence
+    manifest    the manifest alone
+    PROTOCOL    the version of the layout; older ones keep their reader, newer ones are refused
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from sonde.errors import ModelError
+
+PROTOCOL = 1
+MANIFEST = "sonde.json"
+ARRAYS = "arrays.safetensors"
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+"""A manifest holds names and settings; the largest that we write, 100,000 label names, has 5 MB."""
+
+MAX_HEADER_BYTES = 100 * 10**6
+"""The bound of the safetensors format itself."""
+
+
+def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a record; the folder is the old whole or the new whole.
+
+    Parameters
+    ----------
+    folder : path
+        Made if absent; replaced if it holds a saved model; refused if it holds anything else.
+    content : mapping
+        JSON values.
+    arrays : mapping of str to ndarray
+
+    Raises
+    ------
+    ModelError
+        If `folder` is something else, or cannot be written.
+    """
+    target = check_target(folder)
+    shapes = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in sorted(arrays.items())}
+    manifest = {"format": "sonde model", "protocol": PROTOCOL, **content, "arrays": shapes}
+    fresh = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    try:
+        fresh.mkdir(parents=True)
+        _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _write(fresh / ARRAYS, save_safetensors({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+    except OSError as error:
+        raise ModelError(f"Saving to {target} failed: {error}. Nothing was changed; make room or give another folder.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(folder: Path | str) -> Path:
+    """The folder to save to, if it is free, empty or a saved model; `ModelError` else."""
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists()):
+        raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
+    return target
+
+
+def load(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read a record back.
+
+    Raises
+    ------
+    ModelError
+        If the folder is not a saved model, has a newer protocol, or an entry is missing, cut, extra, duplicated or of
+        another shape or dtype than its manifest says.
+    """
+    content = manifest(folder)
+    path = Path(folder) / ARRAYS
+    if not path.is_file():
+        raise ModelError(f"{folder} lacks {ARRAYS}: the model is incomplete. Copy it again or train it again.")
+    blob = path.read_bytes()
+    _check_header(path, blob)
+    try:
+        arrays = load_safetensors(blob)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is cut or damaged ({error}). Copy the model again or train it again.") from error
+    _compare(path, content.get("arrays"), arrays)
+    return content, arrays
+
+
+def manifest(folder: Path | str) -> dict[str, Any]:
+    """Read and check `sonde.json` alone."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        what = "does not exist" if not Path(folder).exists() else f"is not a saved model: it has no {MANIFEST}"
+        raise ModelError(f"{folder} {what}. Give a folder that `sonde fit --out` or `TextClassifier.save` wrote.")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ModelError(f"{path} has {path.stat().st_size:,} bytes; a manifest has at most {MAX_MANIFEST_BYTES:,}.")
+    content = _parse(path, path.read_bytes())
+    if content.get("format") != "sonde model" or not isinstance(content.get("protocol"), int):
+        raise ModelError(f"{path} is not the manifest of a saved model.")
+    if content["protocol"] > PROTOCOL:
+        raise ModelError(
+            f"{folder} was saved with protocol {content['protocol']}; this sonde reads up to {PROTOCOL}. Upgrade sonde."
+        )
+    return content
+
+
+def _check_header(path: Path, blob: bytes) -> None:
+    size = int.from_bytes(blob[:8], "little")
+    if len(blob) < 8 or size > min(MAX_HEADER_BYTES, len(blob) - 8):
+        raise ModelError(f"{path} is cut or damaged: its header does not fit. Copy the model again or train it again.")
+    _parse(path, blob[8 : 8 + size])
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(raw, object_pairs_hook=lambda pairs: _distinct(path, pairs))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is cut or damaged ({error}). Copy the model again or train it again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not the manifest of a saved model.")
+    return content
+
+
+def _distinct(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelError(f"{path} has the entry {twice!r} twice; a saved model never has. Train it again.")
+    return content
+
+
+def _compare(path: Path, stated: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    if not isinstance(stated, dict):
+        raise ModelError(f"{path.parent / MANIFEST} does not list its arrays; the model is damaged. Train it again.")
+    for name in sorted(stated.keys() - arrays.keys()):
+        raise ModelError(f"{path} lacks the array {name!r} that {MANIFEST} lists. Copy the model again.")
+    for name in sorted(arrays.keys() - stated.keys()):
+        raise ModelError(f"{path} holds the array {name!r} that {MANIFEST} does not list; it is not trusted.")
+    for name, array in arrays.items():
+        found = {"shape": list(array.shape), "dtype": array.dtype.name}
+        if stated[name] != found:
+            raise ModelError(f"{path}: the array {name!r} is {found}, but {MANIFEST} says {stated[name]}.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelError(f"{path}: the array {name!r} holds NaN or infinity; the model is damaged.")
+
+
+def _write(path: Path, blob: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())

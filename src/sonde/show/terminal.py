@@ -1,0 +1,102 @@
+"""The terminal: progress on standard error, tables on standard output, both readable at 100 columns.
+
+    progress   a context in which long work shows rate and time left
+    table      columns of plain values -> a printed table
+    facts      name and value pairs -> a printed table
+    say        a line on standard error
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from sonde.progress import Advance, watching
+
+COLUMNS = 100
+"""Width of tables where the output is no terminal, and the most they take in one."""
+
+
+class _Rate(ProgressColumn):
+    """`340 rows/s`."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="cyan")
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[None]:
+    """Show every stage of the work inside on standard error; on a terminal as a moving bar, else one line at its end."""
+    if quiet:
+        yield
+        return
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=False,
+    )
+
+    @contextmanager
+    def watch(stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+        task = bars.add_task(stage, total=total, unit=unit)
+        yield lambda n: bars.advance(task, n)
+        bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
+
+    with bars, watching(watch):
+        yield
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """Print rows of plain values; numbers stand to the right."""
+    console = _console()
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(columns):
+        right = bool(rows) and isinstance(rows[0][i], int | float)
+        grid.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(_plain(cell)) for cell in row))
+    console.print(grid)
+
+
+def facts(pairs: Mapping[str, Any]) -> None:
+    """Print names and values, one a line."""
+    width = max(map(len, pairs), default=0)
+    console = _console()
+    for name, value in pairs.items():
+        console.print(Text(f"{name:<{width}}  {_plain(value)}"), soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line on standard error, control characters made visible."""
+    sys.stderr.write(_visible(line) + "\n")
+    sys.stderr.flush()
+
+
+def _console() -> Console:
+    console = Console()
+    return Console(width=min(console.width, COLUMNS) if console.is_terminal else COLUMNS)
+
+
+def _plain(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4f}"
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    return "" if cell is None else _visible(str(cell))
+
+
+def _visible(text: str) -> str:
+    """A label with terminal escape codes must not drive the terminal."""
+    escape: Callable[[str], str] = lambda c: c if c.isprintable() or c == "\n" else repr(c)[1:-1]  # noqa: E731
+    return "".join(map(escape, text))
