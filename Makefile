@@ -5,7 +5,7 @@ DATA ?= ../shared/data
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
-# Hatchling is pinned too: build it in first, then build sonde with it instead of with the newest one.
+# The build back-end is pinned too: it is installed first, and sonde is then built with it, not with the newest one.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -30,13 +30,13 @@ $(BIN)/python:
 
 $(VENV)/.offline: $(PINS) | $(BIN)/python
 	@echo "installing sonde and the offline model into $(VENV) (one to three minutes)"
-	@$(INSTALL) hatchling
+	@$(INSTALL) hatchling editables
 	@$(INSTALL) --no-build-isolation -e '.[offline]'
 	@touch $@
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing sonde, the offline model and the development tools into $(VENV) (one to three minutes)"
-	@$(INSTALL) hatchling
+	@$(INSTALL) hatchling editables
 	@$(INSTALL) --no-build-isolation -e '.[offline,dev]'
 	@touch $@ $(VENV)/.offline
 

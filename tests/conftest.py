@@ -37,7 +37,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def shaped_modules() -> list[str]:
-    """The modules of sonde that write shapes; in others the hook would cost 20 microseconds a call for nothing."""
+    """The modules of sonde that write shapes; in others the hook would only cost microseconds at every call."""
     source = CHECKOUT / "src"
     paths = [path for path in (source / "sonde").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
     return [".".join(path.relative_to(source).with_suffix("").parts) for path in paths]

@@ -216,7 +216,9 @@ def test_rows_with_maps_equal_a_loop(number, sentence_widths, scaled):
             narrow = block.shape[1] < common
             stacked.append(loop_map(to, block[r], relu=False) if narrow else [float(v) for v in block[r]])
         if scaled:
-            stacked = [[v / (math.sqrt(sum(w * w for w in row)) or 1) for v in row] for row in stacked]  # ReLU can give 0
+            stacked = [
+                [v / (math.sqrt(sum(w * w for w in row)) or 1) for v in row] for row in stacked
+            ]  # ReLU can give 0
         fused = loop_co_occurrence([[row] for row in stacked], 0.2)[0]
         if number == 15:
             fused += [sum(float(block[r, f]) for block in deep) / len(deep) for f in range(6)]

@@ -71,6 +71,15 @@ def test_a_long_bfloat16_mean_does_not_drift():
     assert pool(hidden, None, "mean").tolist() == [[1.0, 1.0]]  # a sum kept in bfloat16 would stop at 256
 
 
+@pytest.mark.parametrize("how", POOLINGS)
+def test_a_mask_may_have_gaps(how):
+    hidden, mask, content = batch("right")
+    mask[0, 2:4] = False
+    hidden[~mask] = 1e4
+    pooled = pool(hidden, mask, how, content).double()
+    torch.testing.assert_close(pooled, slow(hidden, mask, how, content), rtol=1e-5, atol=1e-6)
+
+
 def test_rows_without_content_equal_the_mean():
     hidden, mask, content = batch("right")
     assert torch.equal(pool(hidden, mask, "mean_content", content)[1], pool(hidden, mask, "mean")[1])
@@ -85,5 +94,7 @@ def test_content_needs_to_be_known():
 
 def test_an_unknown_pooling_lists_those_that_exist():
     hidden, mask, _ = batch("right")
-    with pytest.raises(BackboneError, match="Pooling 'median' is unknown; it must be one of: mean, max, first, last, mean_content"):
+    with pytest.raises(
+        BackboneError, match="Pooling 'median' is unknown; it must be one of: mean, max, first, last, mean_content"
+    ):
         pool(hidden, mask, "median")

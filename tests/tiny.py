@@ -1,9 +1,9 @@
 """Tiny random models of many architectures, with tokenizers, saved as folders: no network, no downloads.
 
-    ARCHITECTURES   name -> builder of a configuration; MIXTURES the same for mixtures of experts
-    build           name -> folder with config, weights and tokenizer, built once per process
-    tokenizer_of    a fast tokenizer with the special tokens of a family
-    SENTENCES       a few texts in the tokenizers' vocabulary
+ARCHITECTURES   name -> builder of a configuration; MIXTURES the same for mixtures of experts
+build           name -> folder with config, weights and tokenizer, built once per process
+tokenizer_of    a fast tokenizer with the special tokens of a family
+SENTENCES       a few texts in the tokenizers' vocabulary
 """
 
 import atexit
@@ -129,7 +129,9 @@ def build(name: str) -> Path:
     return save(name, prefix, family, settings)
 
 
-def save(folder: str, prefix: str, family: str, settings: dict[str, Any], edit: Callable[..., None] | None = None) -> Path:
+def save(
+    folder: str, prefix: str, family: str, settings: dict[str, Any], edit: Callable[..., None] | None = None
+) -> Path:
     """Build a model of these classes and settings, let `edit` change it, and save it with its tokenizer."""
     tokenizer = tokenizer_of(family)
     config = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **settings)

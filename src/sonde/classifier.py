@@ -1,17 +1,19 @@
 """TextClassifier: read + learn, under the scikit-learn contract.
 
-    TextClassifier   texts and labels in, labels and probabilities out
-    load             a saved classifier, from its folder
+TextClassifier   texts and labels in, labels and probabilities out
+load             a saved classifier, from its folder
 """
 
 import importlib.metadata
+import json
 import logging
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -20,10 +22,10 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
 from sonde import saving
-from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
+from sonde.errors import ArgumentError, DataError, InputError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights, present
 from sonde.learn import calibration, learning, metrics
-from sonde.learn.problem import Fitted, Problem, Record
+from sonde.learn.problem import Fitted, Metric, Problem, Record
 from sonde.learn.recipes import Recipe, find
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
@@ -59,8 +61,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     backbones : tuple of str
         Hub ids or folders of transformers models. The first is the deep one of LLMEmbed, the second and third give
         sentence embeddings; other recipes read each.
-    max_tokens : int, optional
-        Most tokens of a text in one forward pass; by default the checkpoint's positions, at most 512.
+    max_tokens : int or tuple of int, optional
+        Most tokens of a text in one forward pass, for all backbones or one entry for each; by default the checkpoint's
+        positions, at most 512.
     long_text : {"cut", "head_tail", "windows"}
         What happens to longer texts: the beginning is read, a quarter from the beginning and the rest from the end, or
         everything in windows.
@@ -88,15 +91,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     # scikit-learn calls the second argument y; under our name it is no metadata to be routed
-    __metadata_request__fit = {"labels": metadata_routing.UNUSED}
-    __metadata_request__score = {"labels": metadata_routing.UNUSED}
+    __metadata_request__fit: ClassVar = {"labels": metadata_routing.UNUSED}
+    __metadata_request__score: ClassVar = {"labels": metadata_routing.UNUSED}
 
     def __init__(
         self,
         recipe: str = "auto",
         backbones: tuple[str, ...] = (BUNDLE,),
         *,
-        max_tokens: int | None = None,
+        max_tokens: int | tuple[int | None, ...] | None = None,
         long_text: str = "cut",
         class_weight: str | Mapping[Any, float] | None = None,
         metric: str = "accuracy",
@@ -140,15 +143,16 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         started = time.perf_counter()
         recipe = self._check_arguments()
-        seed = _seed(self.random_state)
+        seed, metric = _seed(self.random_state), cast(Metric, self.metric)
         train = _labelled(texts, labels, sample_weight, None)
         both, folds = self._with_validation(train, validation, seed)
         blocks_by_group, window, sources = self._read_training(recipe, both.texts)
         read_seconds = time.perf_counter() - started
         weights = both.weights * _class_weights(self.class_weight, both.targets, both.weights, folds)
-        problem = Problem(window.blocks if window else {}, both.texts, both.targets, weights, folds, self.metric, seed)
+        problem = Problem(window.blocks if window else {}, both.texts, both.targets, weights, folds, metric, seed)
         outcome = learning.fit(recipe, problem, blocks_by_group, self.paper)
         self._keep(outcome.model, both, train, sources)
+        self.matrix_labels_ = self.multilabel_ and _is_matrix(labels)
         self._calibrate(outcome.held_out, both, weights, folds)
         self.summary_ = {
             "recipe": recipe.name,
@@ -170,6 +174,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
         if isinstance(self.class_weight, str):
             choose("class_weight", self.class_weight, ["balanced"])
+        elif not isinstance(self.class_weight, Mapping | None):
+            raise ArgumentError(f"class_weight is {self.class_weight!r:.60}; it must be 'balanced', a dict or None.")
         return recipe
 
     def _with_validation(self, train: _Labelled, validation: Any, seed: int) -> tuple[_Labelled, Folds]:
@@ -178,7 +184,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(validation, Sequence) or len(validation) != 2:
             raise DataError("validation must be a pair (texts, labels).")
         held = _labelled(validation[0], validation[1], None, train.targets)
-        known = held.targets.indicator.any(axis=1) | train.targets.multilabel
+        known = np.asarray(held.targets.indicator.any(axis=1) | train.targets.multilabel)  # row
         if not known.all():
             warn(
                 f"{int((~known).sum())} validation rows have labels that never stand in the training rows; left out.",
@@ -229,10 +235,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.backbones_ = {index: _describe(source) for index, source in sources.items() if index in needed}
         self.label_names_: dict[str, str] = {}
         self.train_keys_ = np.unique(text_keys(train.texts))
-        vars(self).pop("_sources", None)
 
     def _calibrate(
-        self, held_out: Float[np.ndarray, "row class"], both: _Labelled, weights: Float[np.ndarray, " row"], folds: Folds
+        self,
+        held_out: Float[np.ndarray, "row class"],
+        both: _Labelled,
+        weights: Float[np.ndarray, " row"],
+        folds: Folds,
     ) -> None:
         """Temperature and thresholds on the choosing rows; the conformal rows choose nothing."""
         finite = np.isfinite(held_out).all(axis=1)
@@ -293,7 +302,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "classes_")
         if self.multilabel_:
-            raise ArgumentError("predict_set guarantees one label a text; this model is multi-label: use predict_proba.")
+            raise ArgumentError(
+                "predict_set guarantees one label a text; this model is multi-label: use predict_proba."
+            )
         calibration.conformal_threshold(self.conformal_scores_, alpha)  # alpha is judged before the texts are read
         sets = calibration.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha)
         return [self.classes_[row].tolist() for row in sets]
@@ -366,16 +377,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If the folder holds something else, or cannot be written; what was there stays.
         """
         check_is_fitted(self, "classes_")
-        record = learning.describe(self.model_)
-        arrays = {f"learner/{name}": array for name, array in record.arrays.items()}
-        arrays |= {"conformal_scores": self.conformal_scores_, "train_keys": self.train_keys_}
-        if self.thresholds_ is not None:
-            arrays["thresholds"] = self.thresholds_
-        saving.save(folder, {**self._manifest(), "learner": record.settings}, arrays)
+        saving.save(folder, self._manifest(), self._arrays())
 
     def _manifest(self) -> dict[str, Any]:
         return {
-            "recipe": find(self.recipe).name,
+            "recipe": self.summary_["recipe"],
             "settings": {
                 "max_tokens": self.max_tokens,
                 "long_text": self.long_text,
@@ -390,12 +396,28 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "temperature": self.temperature_,
             "summary": self.summary_,
             "versions": _versions(),
+            "learner": learning.describe(self.model_).settings,
         }
 
-    @property
-    def matrix_labels_(self) -> bool:
-        """Whether a multi-label model was trained on a 0/1 matrix."""
-        return self.multilabel_ and self.classes_.dtype.kind == "i" and self.classes_.tolist() == list(range(len(self.classes_)))
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {f"learner/{name}": array for name, array in learning.describe(self.model_).arrays.items()}
+        arrays |= {"conformal_scores": self.conformal_scores_, "train_keys": self.train_keys_}
+        return arrays if self.thresholds_ is None else {**arrays, "thresholds": self.thresholds_}
+
+    def _check_widths(self) -> None:
+        """Run the learner once: what it reads must be as wide as the backbones are, and it must know every class."""
+        from_backbones: dict[str, np.ndarray] = {}
+        if self.model_.needs:
+            from sonde.read.sources import block_of
+
+            sources = self._fitted_sources()
+            blocks = [block_of(name, sources) for name in self.model_.needs]
+            widths = [sources[block.backbone].backbone.width(block.site) for block in blocks]
+            names = zip(self.model_.needs, widths, strict=True)
+            from_backbones = {name: np.zeros((1, width), dtype=np.float32) for name, width in names}
+        shape = self.model_.logits(from_backbones, ["a"]).shape
+        if shape != (1, len(self.classes_)):
+            raise ModelError(f"The learner gives {shape[-1]} numbers a text for {len(self.classes_)} classes.")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -421,7 +443,7 @@ def load(
     backbones : sequence of str, optional
         Where the backbones lie now, if they moved: one for each that the model needs, in order.
     dtype, device, cache
-        As in `TextClassifier`.
+        As in `TextClassifier`, but for `dtype="auto"` a model trained in float32 is used in float32.
 
     Raises
     ------
@@ -431,40 +453,81 @@ def load(
     """
     content, arrays = saving.load(folder)
     try:
-        classifier = _rebuild(content, arrays, backbones, {"dtype": dtype, "device": device, "cache": cache})
+        classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
+        _compare(classifier, content, arrays)
+        _move(classifier, backbones)
+        classifier._check_widths()
+    except InputError as error:
+        if isinstance(error, RecipeError | DataError):  # of an entry that no fit has written
+            raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        if isinstance(error, ModelError | ArgumentError):
-            raise
-        raise ModelError(f"{folder} is damaged: {type(error).__name__} {error}. Copy it again or train it again.") from error
-    if classifier.model_.needs:
-        classifier._fitted_sources()
+        raise ModelError(
+            f"{folder} is damaged: {type(error).__name__} {error}. Copy it again or train it again."
+        ) from error
     return classifier
 
 
-def _rebuild(
-    content: dict[str, Any], arrays: dict[str, np.ndarray], backbones: Sequence[str] | None, here: dict[str, Any]
-) -> TextClassifier:
-    known = {int(index): dict(about) for index, about in content["backbones"].items()}
-    if backbones is not None and len(backbones) != len(known):
-        raise ArgumentError(f"backbones has {len(backbones)} entries; this model needs {len(known)}.")
-    for about, name in zip(known.values(), backbones or [about["id"] for about in known.values()], strict=True):
-        about["id"] = name
-    settings = content["settings"]
+def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[str, Any]) -> TextClassifier:
+    known = {int(index): {name: about[name] for name in _ABOUT} for index, about in content["backbones"].items()}
     names = tuple(known.get(i, {"id": BUNDLE})["id"] for i in range(max(known, default=0) + 1))
-    classifier = TextClassifier(content["recipe"], names, **settings, **here)
+    if here["dtype"] == "auto" and known and all(about["dtype"] == "float32" for about in known.values()):
+        here = {**here, "dtype": "float32"}  # what was trained on exact values is not read in coarser ones unasked
+    classifier = TextClassifier(find(content["recipe"]).name, names, **content["settings"], **here)
     learner = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
     classifier.model_ = learning.restore(Record(content["learner"], learner))
     classes = content["classes"]
     classifier.classes_ = np.array(classes, dtype=str) if isinstance(classes[0], str) else np.array(classes)
     classifier.multilabel_ = bool(content["multilabel"])
+    classifier.matrix_labels_ = bool(content["matrix_labels"])
     classifier.backbones_ = known
     classifier.label_names_ = dict(content["label_names"])
     classifier.temperature_ = float(content["temperature"])
     classifier.thresholds_ = arrays.get("thresholds")
     classifier.conformal_scores_ = arrays["conformal_scores"]
     classifier.train_keys_ = arrays["train_keys"]
-    classifier.summary_ = content["summary"]
+    classifier.summary_ = dict(content["summary"])
     return classifier
+
+
+_ABOUT = ("id", "fingerprint", "dtype", "max_tokens")
+
+
+def _compare(classifier: TextClassifier, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """What was understood of a saved model must be all that it holds, and agree with itself."""
+    again = json.loads(json.dumps(classifier._manifest()))
+    for name in again.keys() - {"versions"}:  # the versions are those of whoever trained it
+        if again[name] != content[name]:
+            raise ModelError(
+                f"The entry {name!r} of {saving.MANIFEST} is not as sonde writes it; the model is damaged."
+            )
+    if odd := sorted(classifier._arrays().keys() ^ arrays.keys()):
+        raise ModelError(f"The array {odd[0]!r} is missing or too many for this learner; the model is damaged.")
+    classes, thresholds = classifier.classes_, classifier.thresholds_
+    if len(classes) < 2 or not np.array_equal(np.unique(classes), classes):
+        raise ModelError("The classes are not two or more distinct labels in order; the model is damaged.")
+    if (thresholds is not None) != classifier.multilabel_ or (
+        thresholds is not None and thresholds.shape != classes.shape
+    ):
+        raise ModelError(f"The thresholds do not fit {len(classes)} classes; the model is damaged.")
+    if classifier.conformal_scores_.ndim != 1 or classifier.train_keys_.ndim != 1:
+        raise ModelError("The conformal scores and training keys must have one dimension; the model is damaged.")
+    if not 0 < classifier.temperature_ < math.inf:
+        raise ModelError(f"The temperature is {classifier.temperature_}; the model is damaged.")
+
+
+def _move(classifier: TextClassifier, backbones: Sequence[str] | None) -> None:
+    """Look for the backbones elsewhere than where they lay."""
+    known = classifier.backbones_
+    if backbones is None:
+        return
+    if isinstance(backbones, str) or len(backbones) != len(known):
+        given = "a string" if isinstance(backbones, str) else f"{len(backbones)} entries"
+        raise ArgumentError(f"backbones is {given}; give a list of {len(known)}, one for each that this model needs.")
+    for about, name in zip(known.values(), backbones, strict=True):
+        about["id"] = name
+    names = (known.get(i, {"id": name})["id"] for i, name in enumerate(classifier.backbones))
+    classifier.backbones = tuple(names)
 
 
 def _labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) -> _Labelled:
@@ -480,6 +543,14 @@ def _labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) -> _
     targets = encode(labels) if known is None else encode_against(labels, known.classes, known.multilabel)
     _warn_conflicts(rows, targets)
     return _Labelled(rows, targets, chosen)
+
+
+def _is_matrix(labels: Any) -> bool:
+    """Whether multi-label labels came as a 0/1 matrix; nested lists count as one where `encode` reads them so."""
+    if not isinstance(labels, list | tuple):
+        return len(getattr(labels, "shape", ())) == 2
+    rows = [list(row) for row in labels if row is not None]
+    return len({len(row) for row in rows}) == 1 and any(len(set(row)) < len(row) for row in rows)
 
 
 def _warn_conflicts(texts: Sequence[str], targets: Targets) -> None:
@@ -504,8 +575,12 @@ def _class_weights(
     else:
         unknown = set(class_weight) - set(targets.classes.tolist())
         if unknown:
-            raise ArgumentError(f"class_weight names {sorted(map(str, unknown))}, which are no labels of the training rows.")
+            raise ArgumentError(
+                f"class_weight names {sorted(map(str, unknown))}, which are no labels of the training rows."
+            )
         factor = np.array([class_weight.get(label, 1.0) for label in targets.classes.tolist()], dtype=np.float64)
+        if not (np.isfinite(factor).all() and (factor >= 0).all() and factor.any()):
+            raise ArgumentError("class_weight must hold finite numbers that are not negative, and not zero everywhere.")
     labels = targets.indicator.sum(axis=1)
     return np.where(labels > 0, targets.indicator @ factor / np.maximum(labels, 1), 1.0).astype(np.float64)
 
@@ -572,8 +647,8 @@ def _warn_lost(window: "Window") -> None:
     if loss["truncated_rows"]:
         share = loss["lost_tokens"] / max(int(window.tokens.sum()), 1)
         warn(
-            f"{loss['truncated_rows']} texts are longer than the model reads: {loss['lost_tokens']} tokens ({share:.1%}) "
-            "were lost. long_text='windows' reads everything, 'head_tail' beginning and end.",
+            f"{loss['truncated_rows']} texts are longer than the model reads: {loss['lost_tokens']} tokens "
+            f"({share:.1%}) were lost. long_text='windows' reads everything, 'head_tail' beginning and end.",
             "truncated_rows",
             loss["truncated_rows"],
         )
@@ -586,6 +661,8 @@ def _warn_truncated(rows: int) -> None:
 
 def _seed(random_state: Any) -> int:
     if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
+        if not 0 <= random_state < 2**32:
+            raise ArgumentError(f"random_state (--seed) is {random_state}; it must lie between 0 and 2**32 - 1.")
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
 

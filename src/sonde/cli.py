@@ -31,6 +31,9 @@ app = typer.Typer(
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
+SAID_OF_A_KIND = 3
+"""Warnings of one kind that are printed: a long file is judged stretch by stretch and would repeat them."""
+
 
 class MetricName(StrEnum):
     """What settings are chosen for."""
@@ -52,7 +55,13 @@ Label = Annotated[str, typer.Option("--label", help="Column that holds the label
 Separator = Annotated[str | None, typer.Option("--label-separator", help="Splits a cell into several labels.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Hub id or folder; repeat for several.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a text that are read.")]
+Moved = Annotated[
+    list[str] | None, typer.Option("--backbone", help="Where the model's backbone lies now; repeat for several.")
+]
+MaxTokens = Annotated[
+    list[int] | None,
+    typer.Option("--max-tokens", help="Most tokens of a text that are read; one for all, or one a backbone."),
+]
 Long = Annotated[LongText, typer.Option("--long-text", help="Read the beginning, head and tail, or all in windows.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
@@ -62,12 +71,14 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no activations."
 
 @app.command()
 def fit(
-    train: Annotated[Path, typer.Argument(help="csv, tsv, jsonl (.gz) or parquet.")],
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="csv, tsv, jsonl (.gz) or parquet.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     text: Text = "text",
     label: Label = "label",
     label_separator: Separator = None,
-    label_names: Annotated[Path | None, typer.Option("--label-names", help="JSON: names of the labels 0, 1, ...")] = None,
+    label_names: Annotated[
+        Path | None, typer.Option("--label-names", help="JSON: names of the labels 0, 1, ...")
+    ] = None,
     validation: Annotated[Path | None, typer.Option("--validation", help="Rows to choose settings on.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="See `sonde recipes`.")] = "auto",
     paper: Annotated[bool, typer.Option("--paper", help="The exact setting of the recipe's paper.")] = False,
@@ -94,7 +105,7 @@ def fit(
         classifier = TextClassifier(
             recipe,
             tuple(backbone or [DEFAULT_BACKBONE]),
-            max_tokens=max_tokens,
+            max_tokens=_bound(max_tokens),
             long_text=long_text.value,
             class_weight=class_weight,
             metric=metric.value,
@@ -114,11 +125,12 @@ def fit(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A saved model.")],
-    test: Annotated[Path, typer.Argument(help="Labelled rows.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows.")],
     text: Text = "text",
     label: Label = "label",
     label_separator: Separator = None,
+    backbone: Moved = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     cache: Cache = None,
@@ -130,7 +142,7 @@ def evaluate(
         from sonde.classifier import load
         from sonde.evaluation import evaluate as measure
 
-        classifier = load(model, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
         texts, labels = _labelled(test, text, label, label_separator, {})
         result |= measure(classifier, texts, labels)
         if not as_json:
@@ -139,10 +151,11 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A saved model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
     out: Annotated[Path, typer.Option("--out", help="csv, tsv, jsonl (.gz) or parquet.")],
     text: Text = "text",
+    backbone: Moved = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     cache: Cache = None,
@@ -154,9 +167,9 @@ def predict(
         from sonde.classifier import load
         from sonde.tables import TableWriter, iter_tables, text_column
 
-        classifier = load(model, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
         counts: Counter[str] = Counter()
-        with TableWriter(out) as writer:
+        with TableWriter(out, like=source) as writer:
             for table in iter_tables(source):
                 predicted = _predicted(classifier, text_column(table, text), list(table.columns))
                 counts.update(map(str, next(iter(predicted.values()))))
@@ -172,7 +185,9 @@ def extract(
     out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
     text: Text = "text",
     backbone: Backbones = None,
-    site: Annotated[list[str] | None, typer.Option("--site", help="hidden.*, ffn.3, hidden.-5:, sentence; repeatable.")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="hidden.*, ffn.3, hidden.-5:, sentence; repeatable.")
+    ] = None,
     pooling: Annotated[list[str] | None, typer.Option("--pooling", help="mean max first last mean_content")] = None,
     max_tokens: MaxTokens = None,
     long_text: Long = LongText.cut,
@@ -189,13 +204,15 @@ def extract(
         rows = sum(table.rows for table in iter_tables(source, columns=[text]))
         sources = open_sources(
             dict(enumerate(backbone or [DEFAULT_BACKBONE])),
-            max_tokens=max_tokens,
+            max_tokens=_bound(max_tokens),
             long_text=long_text.value,
             dtype=dtype,
             device=device,
         )
         sites, poolings = site or ["hidden.*"], pooling or ["mean"]
-        found = [b for i, s in sources.items() for one in sites for how in poolings for b in expand_blocks(i, s, one, how)]
+        found = [
+            b for i, s in sources.items() for one in sites for how in poolings for b in expand_blocks(i, s, one, how)
+        ]
         blocks = list(dict.fromkeys(found))
         store = open_store(out)
         needed = prepare(rows, sources, blocks, store)
@@ -219,7 +236,8 @@ def extract(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model or a store.")], as_json: Json = False
+    path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model or a store.")],
+    as_json: Json = False,
 ) -> None:
     """Say what a saved model or a store holds."""
     with _session(as_json) as result:
@@ -258,7 +276,9 @@ def bench(
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
     models: Annotated[Path | None, typer.Option("--models", help="Folder of further backbones.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where results are written.")] = Path("docs/results"),
-    rows: Annotated[int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these data sets.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -288,20 +308,41 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Run the command line; every mistake of the user's becomes a sentence and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except InputError as error:
-        _complain(error)
+        _complain(str(error))
         sys.exit(2)
     except SondeError as error:
-        _complain(error)
+        _complain(str(error))
         sys.exit(1)
+    except typer.Abort:
+        _complain("interrupted.")
+        sys.exit(1)
+    except _USAGE_ERROR as error:
+        if error.format_message():  # else the help was asked for, and shown
+            _complain(_usage(error))
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(error: Exception) -> None:
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises for an unknown command or option; some versions bring their own copy of it, under another path."""
+
+
+def _usage(error: Any) -> str:
+    """What was wrong on the command line, what is allowed, and where that is described."""
+    context = getattr(error, "ctx", None)
+    commands = ", ".join(getattr(getattr(context, "command", None), "commands", {}))
+    allowed = f"\nThe commands are: {commands}." if commands else ""
+    path = context.command_path if context else "sonde"
+    return f"{error.format_message()}{allowed}\nTry: {path} --help"
+
+
+def _complain(sentence: str) -> None:
     """At most three lines."""
     from sonde.show.terminal import say
 
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in sentence.splitlines() if line.strip()]
     say("error: " + "\n".join([*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines))
 
 
@@ -315,7 +356,7 @@ def _session(as_json: bool) -> Iterator[dict[str, Any]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SondeWarning)
         try:
-            with terminal.progress(quiet=as_json):
+            with terminal.progress():
                 yield result
         finally:
             counts = _tell(caught)
@@ -326,18 +367,19 @@ def _session(as_json: bool) -> Iterator[dict[str, Any]]:
 
 
 def _tell(caught: list[warnings.WarningMessage]) -> dict[str, int]:
-    """Print each different warning once; count them by code."""
+    """Print each different warning once, at most three of a kind; count them by code."""
     from sonde.show import terminal
 
     counts: Counter[str] = Counter()
-    said: set[str] = set()
+    said: dict[str, set[str]] = {}
     for entry in caught:
         message = entry.message
         if isinstance(message, SondeWarning):
             counts[message.code] += message.count
-            if str(message) not in said:
+            known = said.setdefault(message.code, set())
+            if str(message) not in known and len(known) < SAID_OF_A_KIND:
                 terminal.say(f"warning: {message}")
-                said.add(str(message))
+                known.add(str(message))
         else:
             logging.getLogger("sonde").debug("%s", message)
     return dict(counts)
@@ -347,6 +389,11 @@ def _note(line: str) -> None:
     from sonde.show.terminal import say
 
     say(line)
+
+
+def _bound(max_tokens: list[int] | None) -> int | tuple[int, ...] | None:
+    """One number for all backbones, or one for each."""
+    return None if not max_tokens else max_tokens[0] if len(max_tokens) == 1 else tuple(max_tokens)
 
 
 def _cache(cache: Path | None, no_cache: bool) -> Any:
@@ -411,7 +458,14 @@ def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str,
         columns: dict[str, list[Any]] = {"label": plain, "probability": [row.tolist() for row in probabilities]}
     else:
         columns = {"label": plain, "probability": probabilities.max(axis=1).round(6).tolist()}
-    return {name if name not in taken else f"predicted_{name}": values for name, values in columns.items()}
+    return {_free(name, taken): values for name, values in columns.items()}
+
+
+def _free(name: str, taken: list[str]) -> str:
+    """`name`, or `predicted_name` where the input has such a column already."""
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
 
 
 def _print_fit(result: dict[str, Any]) -> None:
@@ -458,7 +512,8 @@ def _print_inspection(result: dict[str, Any]) -> None:
 
     if result["kind"] == "store":
         rows = [
-            [b["backbone"], b["site"], b["pooling"], b["dtype"], b["rows"], b["dim"], b["bytes"]] for b in result["blocks"]
+            [b["backbone"], b["site"], b["pooling"], b["dtype"], b["rows"], b["dim"], b["bytes"]]
+            for b in result["blocks"]
         ]
         terminal.table(["backbone", "site", "pooling", "dtype", "rows", "dim", "bytes"], rows)
         return

@@ -1,17 +1,17 @@
 """Every error and warning that sonde raises on purpose, as a tree.
 
-    SondeError
-    ├── InputError (ValueError)        the user's input is wrong; the command line exits with 2
-    │   ├── DataError                  a file, column, text or label
-    │   ├── ArgumentError              an option or parameter
-    │   ├── BackboneError              a model id, folder, site or pooling
-    │   ├── RecipeError                a recipe name, or a role that a recipe needs and was not given
-    │   ├── ModelError                 a saved model that cannot be trusted or understood
-    │   └── StoreError                 the activation store, its folder or its disk
-    ├── ReadingError (RuntimeError)    a backbone produced NaN or infinity
-    └── MissingExtraError (ImportError)  an optional dependency is not installed
+SondeError
+├── InputError (ValueError)        the user's input is wrong; the command line exits with 2
+│   ├── DataError                  a file, column, text or label
+│   ├── ArgumentError              an option or parameter
+│   ├── BackboneError              a model id, folder, site or pooling
+│   ├── RecipeError                a recipe name, or a role that a recipe needs and was not given
+│   ├── ModelError                 a saved model that cannot be trusted or understood
+│   └── StoreError                 the activation store, its folder or its disk
+├── ReadingError (RuntimeError)    a backbone produced NaN or infinity
+└── MissingExtraError (ImportError)  an optional dependency is not installed
 
-    SondeWarning (UserWarning)         work goes on; carries a code and a count for summaries
+SondeWarning (UserWarning)         work goes on; carries a code and a count for summaries
 """
 
 import importlib

@@ -1,11 +1,12 @@
 """How good a classifier is on labelled rows that it has not seen.
 
-    evaluate   classifier, texts, labels -> a report as plain data
+evaluate   classifier, texts, labels -> a report as plain data
 """
 
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from sonde.classifier import TextClassifier
 from sonde.errors import DataError, warn
@@ -40,6 +41,7 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     SondeWarning
         missing_labels, unseen_labels, seen_in_training, truncated_rows and those about odd texts.
     """
+    check_is_fitted(classifier, "classes_")
     rows = as_texts(texts)
     here = present(labels, len(rows))
     if not here.all():
@@ -90,7 +92,11 @@ def _warn_unseen(classifier: TextClassifier, labels: Any) -> None:
         count = sum(strange.values())
         shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
         more = f" and {len(strange) - NAMED_LABELS} more" if len(strange) > NAMED_LABELS else ""
-        warn(f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}.", "unseen_labels", count)
+        warn(
+            f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}.",
+            "unseen_labels",
+            count,
+        )
 
 
 def _warn_known_texts(classifier: TextClassifier, texts: list[str]) -> None:

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
 from sonde.read.extract import Block, read
+from sonde.read.pooling import POOLINGS
 from sonde.read.sources import Cache, expand_blocks, open_sources, open_store, prepare
 
 BUNDLE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -52,7 +53,7 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pooling: str | tuple[str, ...] = "mean",
         backbones: tuple[str, ...] = (BUNDLE,),
         *,
-        max_tokens: int | None = None,
+        max_tokens: int | tuple[int | None, ...] | None = None,
         long_text: str = "cut",
         dtype: str = "auto",
         device: str = "auto",
@@ -81,7 +82,8 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows = as_texts(texts)
         sources, blocks = self._open()
         store = open_store(self.cache)
-        prepare(len(rows), sources, blocks, store)
+        unique = dict.fromkeys(rows)
+        prepare(len(unique), sources, blocks, store, unique)
         if not rows:
             return np.empty((0, sum(self.widths_)), dtype=np.float32)
         window = read(rows, sources, blocks, store)
@@ -101,7 +103,9 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             dtype=self.dtype,
             device=self.device,
         )
-        poolings = (self.pooling,) if isinstance(self.pooling, str) else self.pooling
+        poolings = (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
+        if not poolings:
+            raise ArgumentError(f"pooling is empty; give one or several of: {', '.join(POOLINGS)}.")
         blocks = [b for i, s in sources.items() for p in poolings for b in expand_blocks(i, s, self.site, p)]
         return sources, list(dict.fromkeys(blocks))
 

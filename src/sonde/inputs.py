@@ -1,8 +1,8 @@
 """Texts and labels as users hand them over, checked before any work starts.
 
-    as_texts         any sequence of str -> list, with warnings about texts that cannot say much
-    present          which labels are not missing
-    as_weights       sample weights -> float64
+as_texts         any sequence of str -> list, with warnings about texts that cannot say much
+present          which labels are not missing
+as_weights       sample weights -> float64
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,9 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
         raise DataError(f"{what} is one string; give a list of strings, for example [{texts[:20]!r}].")
     if getattr(texts, "ndim", 1) != 1 or isinstance(texts, dict) or not isinstance(texts, Iterable):
         shape = getattr(texts, "shape", None)
-        raise DataError(f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else "."))
+        raise DataError(
+            f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else ".")
+        )
     out = list(texts)
     for row, text in enumerate(out):
         if not isinstance(text, str):
@@ -85,13 +87,15 @@ def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
         raise DataError(f"labels must be a list or array with one entry for each text, not {type(labels).__name__}.")
     if len(labels) != rows:
         raise DataError(f"There are {rows} texts and {len(labels)} labels; give one label for each text.")
-    if getattr(labels, "ndim", 1) != 1:
+    if len(getattr(labels, "shape", (rows,))) != 1:
         return np.ones(rows, dtype=bool)
     return np.array([not _missing(label) for label in labels], dtype=bool)
 
 
 def _missing(label: object) -> bool:
-    return label is None or (isinstance(label, float) and label != label) or type(label).__name__ in ("NAType", "NaTType")
+    return (
+        label is None or (isinstance(label, float) and label != label) or type(label).__name__ in ("NAType", "NaTType")
+    )
 
 
 def as_weights(weights: Any, rows: int) -> Float64[np.ndarray, " row"]:

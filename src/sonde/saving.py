@@ -1,10 +1,10 @@
 """Plain records <-> a folder: `sonde.json` and `arrays.safetensors`. No pickle anywhere, nothing is ever executed.
 
-    check_target   whether a folder may become a saved model
-    save        manifest and arrays -> folder, whole or not at all
-    load        folder -> manifest and arrays, every disagreement refused with a sentence
-    manifest    the manifest alone
-    PROTOCOL    the version of the layout; older ones keep their reader, newer ones are refused
+check_target   whether a folder may become a saved model
+save        manifest and arrays -> folder, whole or not at all
+load        folder -> manifest and arrays, every disagreement refused with a sentence
+manifest    the manifest alone
+PROTOCOL    the version of the layout; older ones keep their reader, newer ones are refused
 """
 
 import json
@@ -31,6 +31,12 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 100 * 10**6
 """The bound of the safetensors format itself."""
 
+ENTRIES = {
+    *("format", "protocol", "recipe", "settings", "backbones", "classes", "multilabel", "matrix_labels"),
+    *("label_names", "temperature", "summary", "versions", "learner", "arrays"),
+}
+"""What a manifest of this protocol holds: no less, no more."""
+
 
 def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a record; the folder is the old whole or the new whole.
@@ -48,9 +54,10 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
     ModelError
         If `folder` is something else, or cannot be written.
     """
-    target = check_target(folder)
+    target = check_target(folder).resolve()  # a symbolic link keeps pointing at the folder it names
     shapes = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in sorted(arrays.items())}
     manifest = {"format": "sonde model", "protocol": PROTOCOL, **content, "arrays": shapes}
+    assert manifest.keys() == ENTRIES, "a manifest holds what its protocol says"
     fresh = target.parent / f".{target.name}.tmp-{os.getpid()}"
     old = target.parent / f".{target.name}.old-{os.getpid()}"
     try:
@@ -61,7 +68,9 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
             target.rename(old)
         fresh.rename(target)
     except OSError as error:
-        raise ModelError(f"Saving to {target} failed: {error}. Nothing was changed; make room or give another folder.") from error
+        raise ModelError(
+            f"Saving to {target} failed: {error}. Nothing was changed; make room or give another folder."
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not target.exists():
@@ -70,10 +79,16 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
 
 
 def check_target(folder: Path | str) -> Path:
-    """The folder to save to, if it is free, empty or a saved model; `ModelError` else."""
+    """The folder to save to, if it is free, empty or a saved model and nothing else; `ModelError` else."""
     target = Path(folder)
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists()):
+    held = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if target.is_file() or (held and MANIFEST not in held):
         raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
+    if foreign := sorted(held - {MANIFEST, ARRAYS}):
+        raise ModelError(
+            f"{target} is a saved model that also holds {', '.join(foreign[:3])}, which saving would delete; nothing "
+            "was written. Move that away or give another folder."
+        )
     return target
 
 
@@ -109,30 +124,47 @@ def manifest(folder: Path | str) -> dict[str, Any]:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise ModelError(f"{path} has {path.stat().st_size:,} bytes; a manifest has at most {MAX_MANIFEST_BYTES:,}.")
     content = _parse(path, path.read_bytes())
-    if content.get("format") != "sonde model" or not isinstance(content.get("protocol"), int):
+    if content.get("format") != "sonde model" or type(content.get("protocol")) is not int:
         raise ModelError(f"{path} is not the manifest of a saved model.")
     if content["protocol"] > PROTOCOL:
         raise ModelError(
             f"{folder} was saved with protocol {content['protocol']}; this sonde reads up to {PROTOCOL}. Upgrade sonde."
         )
+    if content["protocol"] < 1:
+        raise ModelError(f"{path} states protocol {content['protocol']}, which never was; the model is damaged.")
+    _compare_entries(path, content)
     return content
+
+
+def _compare_entries(path: Path, content: Mapping[str, Any]) -> None:
+    for name in sorted(ENTRIES - content.keys()):
+        raise ModelError(f"{path} lacks the entry {name!r}; the model is damaged. Copy it again or train it again.")
+    for name in sorted(content.keys() - ENTRIES):
+        raise ModelError(f"{path} holds the unknown entry {name!r}; it is not trusted. Train it again.")
 
 
 def _check_header(path: Path, blob: bytes) -> None:
     size = int.from_bytes(blob[:8], "little")
     if len(blob) < 8 or size > min(MAX_HEADER_BYTES, len(blob) - 8):
         raise ModelError(f"{path} is cut or damaged: its header does not fit. Copy the model again or train it again.")
-    _parse(path, blob[8 : 8 + size])
+    if "__metadata__" in _parse(path, blob[8 : 8 + size]):
+        raise ModelError(f"{path} holds the entry '__metadata__', which sonde never writes; it is not trusted.")
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(raw, object_pairs_hook=lambda pairs: _distinct(path, pairs))
+        content = json.loads(raw, object_pairs_hook=lambda pairs: _distinct(path, pairs), parse_constant=_no_constant)
+    except ModelError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is cut or damaged ({error}). Copy the model again or train it again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not the manifest of a saved model.")
     return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _distinct(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tables of the papers, ours beside theirs.
 
-    BENCHES   name of a benchmark -> the function that runs it and returns the files it wrote
+BENCHES   name of a benchmark -> the function that runs it and returns the files it wrote
 """
 
 import importlib

@@ -140,7 +140,7 @@ def conformal_scores(probabilities: Float[np.ndarray, "row class"], targets: Tar
     return np.sort(1.0 - of_truth)
 
 
-def conformal_threshold(sorted_scores: Float64[np.ndarray, " row"], alpha: float) -> float:
+def conformal_threshold(sorted_scores: Float64[np.ndarray, " scored"], alpha: float) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest of n scores; infinity if n is too small for this alpha.
 
     Raises
@@ -156,14 +156,14 @@ def conformal_threshold(sorted_scores: Float64[np.ndarray, " row"], alpha: float
 
 
 def predict_sets(
-    probabilities: Float[np.ndarray, "row class"], sorted_scores: Float64[np.ndarray, " row"], alpha: float
+    probabilities: Float[np.ndarray, "row class"], sorted_scores: Float64[np.ndarray, " scored"], alpha: float
 ) -> Bool[np.ndarray, "row class"]:
     """Label sets that hold the truth of a fraction 1 - alpha of new rows like the conformal ones.
 
     Parameters
     ----------
     probabilities : ndarray (row, class)
-    sorted_scores : ndarray (row,)
+    sorted_scores : ndarray (scored,)
         From `conformal_scores`, on rows that chose nothing.
     alpha : float
         Error rate, between 0 and 1.

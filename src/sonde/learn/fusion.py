@@ -1,11 +1,11 @@
 """The fusion of LLMEmbed (arXiv 2406.03725, section 3, Table 1): its 15 rows as data, its operators as functions.
 
-    FusionRow, ROWS     a row of Table 1: which sentence roles it uses and which operators
-    Roles, assign       the blocks that a row fuses, out of those that are given
-    average, largest, concatenate, co_occurrence, power_normalise     the operators Avg, Max, Cat, Co and PN
-    Standardise         centre and scale of one block, frozen after `measure`
-    CoOccurrence        Co with its learned maps
-    Fusion              deep and sentence blocks -> one vector per text
+FusionRow, ROWS     a row of Table 1: which sentence roles it uses and which operators
+Roles, assign       the blocks that a row fuses, out of those that are given
+average, largest, concatenate, co_occurrence, power_normalise     the operators Avg, Max, Cat, Co and PN
+Standardise         centre and scale of one block, frozen after `measure`
+CoOccurrence        Co with its learned maps
+Fusion              deep and sentence blocks -> one vector per text
 """
 
 from collections.abc import Sequence
@@ -200,13 +200,13 @@ class Standardise(nn.Module):
 
     def measure(self, block: Float[Tensor, "row feature"], weights: Float[Tensor, "row"]) -> None:
         """Take mean and deviation of the weighted rows; a constant feature is centred and not scaled."""
-        share = (weights / weights.sum()).double()
-        mean = share @ block.double()  # feature
-        variance = (share @ block.double().square() - mean.square()).clamp_min(0)  # feature
-        # Below this the variance is rounding of float32 squares, not spread.
-        constant = variance <= 1e-10 * mean.square()
+        share = weights / weights.sum()  # row
+        mean = share @ block  # feature
+        variance = share @ (block - mean).square()  # feature; two passes, so that a large mean cancels nothing
+        # Less spread than that is the rounding of float32, not information.
+        constant = variance.sqrt() <= 1e-6 * mean.abs()
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(constant, 1.0, variance.sqrt().clamp_min(1e-12)))
+        self.scale.copy_(torch.where(constant, 1.0, variance.sqrt()))
 
     def forward(self, block: Float[Tensor, "row feature"]) -> Float[Tensor, "row feature"]:
         """Standardise a batch."""

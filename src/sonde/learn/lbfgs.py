@@ -4,13 +4,14 @@
     Solution     where they ended
     minimise     run them all until each has converged
 
-Parameters are one tensor (parameter, fold, column). The problems lie along its last two axes: either every (fold, column)
-is one, or all columns of a fold together; `Objective.dot` knows which, and gives numbers of the shape (fold, problem) that
-broadcast against (fold, column). Each problem has its own step length and its own end; those that have ended stay put.
+Parameters are one tensor (parameter, fold, column). The problems lie along its last two axes: either every
+(fold, column) is one, or all columns of a fold together; `Objective.dot` knows which, and gives numbers of the shape
+(fold, problem) that broadcast against (fold, column). Each problem has its own step length and its own end; those that
+have ended stay put.
 
-Source: Nocedal and Wright 2006, algorithm 7.4 (two loops) and section 3.5 (line search); for a convex function the slope
-alone tells whether a step is too long or too short. Predictions are linear in the parameters, so that a line search costs
-no matrix product.
+Source: Nocedal and Wright 2006, algorithm 7.4 (two loops) and section 3.5 (line search); for a convex function the
+slope alone tells whether a step is too long or too short. Predictions are linear in the parameters, so that a line
+search costs no matrix product.
 """
 
 import math

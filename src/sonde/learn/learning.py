@@ -1,9 +1,9 @@
 """Recipes -> fitted models: which learner answers to which name, and which class a record comes back as.
 
-    LEARNERS   name of a learner in a recipe -> how to fit it
-    fit        a recipe on a problem
-    describe   a fitted model -> its record
-    restore    a record -> the fitted model it describes
+LEARNERS   name of a learner in a recipe -> how to fit it
+fit        a recipe on a problem
+describe   a fitted model -> its record
+restore    a record -> the fitted model it describes
 """
 
 import importlib

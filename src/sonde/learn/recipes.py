@@ -107,7 +107,12 @@ RECIPES: dict[str, Recipe] = {
             "logistic",
             (Reads(None, "hidden.-1", "mean"),),
         ),
-        Recipe("lexical", "word and character n-grams, linear; needs no model", "TF-IDF (Salton and Buckley 1988)", "lexical"),
+        Recipe(
+            "lexical",
+            "word and character n-grams, linear; needs no model",
+            "TF-IDF (Salton and Buckley 1988)",
+            "lexical",
+        ),
         *(_llmembed(row) for row in _TITLES),
     )
 }

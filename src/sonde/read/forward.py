@@ -1,6 +1,6 @@
 """Forward passes: run a model once, only as deep as the deepest site, and pool on the way.
 
-    Forward   a traced model: its stacks, whether it is causal, and `run`
+Forward   a traced model: its stacks, whether it is causal, and `run`
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ from sonde.read.truncation import cut, without_pooler
 Source = tuple[Site, str | None]
 """A site and a pooling; None for the pooler, which has no token axis."""
 _SAME = 1e-3  # relative: a truncated copy runs the same kernels, a wrong one differs in the first digit
+_LEAK = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Relative change by pads above which they leak; other kernels alone give 1e-6 and, in bfloat16, up to 1e-2."""
 
 
 class Forward:
@@ -39,8 +41,11 @@ class Forward:
         Where the sites lie.
     causal : bool
         Whether the main stack reads from left to right only.
-    last_width, pooler_width : dict of stack to int, int or None
-        Widths of the model's outputs.
+    bears_pads : bool
+        Whether pads leave the other tokens as they are; where not (convolutions over tokens), `run` batches rows of
+        one length at a time.
+    pooler_width : int or None
+        Width of the pooler output; None if the model has none.
     """
 
     def __init__(self, model: Any, probe: Tensor, name: str) -> None:
@@ -50,22 +55,37 @@ class Forward:
         self.stacks: dict[str, Stack] = {}
         self.pooler_width: int | None = None
         self._shorter: dict[tuple[str, int], tuple[nn.Module, nn.Module]] = {}
-        self._last: dict[str, bool] = {}
-        with torch.inference_mode():
-            self._trace(probe, name)
-            self.causal = self._is_causal(probe)
         self._probe = probe
+        with torch.inference_mode():
+            last = self._trace(probe, name)
+            self.causal = self._is_causal(probe)
+            self.bears_pads = self._pads_change(probe, last) < _LEAK.get(last.dtype, 1e-2)
 
     def run(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
     ) -> dict[Source, Tensor]:
         """Read a batch; float32 (row, dim) on the model's device for every source."""
+        if mask is None or self.bears_pads:
+            return self._pass(ids, mask, content, sources)
+        lengths = mask.sum(dim=1)
+        taken: dict[Source, Tensor] = {}
+        for length in sorted(set(lengths.tolist())):
+            rows = lengths == length
+            real = None if content is None else content[rows, :length]
+            for source, vectors in self._pass(ids[rows, :length], None, real, sources).items():
+                taken.setdefault(source, vectors.new_empty(len(ids), vectors.shape[1]))[rows] = vectors
+        return taken
+
+    def _pass(
+        self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
+    ) -> dict[Source, Tensor]:
+        """One forward pass of the shortest model that reaches every source."""
         poolings: dict[Site, list[str]] = {}
         for site, how in sources:
             poolings.setdefault(site, []).extend([how] if how else [])
         tokens = {
-            MAIN: Tokens(*ids.shape, mask, content),
-            DECODER: Tokens(*ids.shape, mask, None if content is None else _shifted(content, 0)),
+            MAIN: Tokens(ids.shape[0], ids.shape[1], mask, content),
+            DECODER: Tokens(ids.shape[0], ids.shape[1], mask, None if content is None else _shifted(content, 0)),
         }
         stack = DECODER if any(site.stack == DECODER for site in poolings) else MAIN
         model, entry = self._shortest(stack, poolings)
@@ -119,7 +139,7 @@ class Forward:
     def _runs_right(self, model: nn.Module, entry: nn.Module, stack: str, depth: int) -> bool:
         """Whether a truncated copy gives the traced text the hidden state that the whole model gave it."""
         site = Site(stack, "hidden", depth)
-        tokens = {stack: Tokens(*self._probe.shape, None, None)}
+        tokens = {stack: Tokens(1, self._probe.shape[1], None, None)}
         try:
             with Taps({site: self._place(site, stack, entry)}, {site: ["mean"]}, tokens) as taps:
                 self._call(model, self._probe, None, stack)
@@ -138,7 +158,9 @@ class Forward:
     def _call(self, model: Any, ids: Tensor, mask: Tensor | None, stack: str, **settings: Any) -> Any:
         """Run a model without a cache; causal stacks need no mask for pads on the right."""
         inputs: dict[str, Any] = {"input_ids": ids, "return_dict": True, **settings}
-        if mask is not None and (self.has_decoder or not self.causal):
+        if mask is not None and self.causal and not self.has_decoder:
+            inputs["input_ids"] = torch.where(mask, ids, ids[:, :1])  # any token will do, and needs no pad token
+        elif mask is not None:
             inputs["attention_mask"] = mask.long()
         if "use_cache" in signature(model.forward).parameters:
             inputs["use_cache"] = False
@@ -151,7 +173,8 @@ class Forward:
         names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
         return int(next((number for name in names if (number := getattr(config, name, None)) is not None), 0))
 
-    def _trace(self, probe: Tensor, name: str) -> None:
+    def _trace(self, probe: Tensor, name: str) -> Tensor:
+        """Find the stacks; return the last hidden state of the last one."""
         stack = DECODER if self.has_decoder else MAIN
         self.causal = False  # until it is known; the traced text has no pads
         with Trace(self.model) as trace:
@@ -168,13 +191,25 @@ class Forward:
                 raise BackboneError(f"hidden.{len(hidden_states) - 1} of {what} is not its last output.")
         pooled = getattr(output, "pooler_output", None)
         self.pooler_width = None if pooled is None else pooled.shape[-1]
+        return _last_hidden(output, whole=self.has_decoder, of=stack)
+
+    def _pads_change(self, probe: Tensor, last: Tensor) -> float:
+        """By how much, relatively, pads on the right change the last hidden state of the real tokens."""
+        padded = torch.cat([probe, probe.flip(1)], dim=1)
+        mask = torch.arange(padded.shape[1], device=probe.device).unsqueeze(0) < probe.shape[1]
+        stack = DECODER if self.has_decoder else MAIN
+        output = self._call(without_pooler(self.model), padded, mask, stack)
+        found = _last_hidden(output, whole=self.has_decoder, of=stack)[:, : probe.shape[1]]
+        return float((found.float() - last.float()).norm() / last.float().norm().clamp(min=1e-12))
 
     def _is_causal(self, probe: Tensor) -> bool:
         """Whether a change of the last token leaves the main stack's earlier positions as they are."""
         changed = probe.clone()
         changed[0, -1] = probe[0, 0] if probe[0, 0] != probe[0, -1] else probe[0, 1]
         model = self._main(without_pooler(self.model))
-        before, after = (self._call(model, ids, None, MAIN).last_hidden_state[:, :-1].float() for ids in (probe, changed))
+        before, after = (
+            self._call(model, ids, None, MAIN).last_hidden_state[:, :-1].float() for ids in (probe, changed)
+        )
         return torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(before.abs().max()))
 
 

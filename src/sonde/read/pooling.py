@@ -1,7 +1,7 @@
 """Pooling: the token axis of an activation -> one vector a row.
 
-    pool       (row, token, dim) -> float32 (row, dim), by the name of a pooling
-    POOLINGS   the poolings by name
+pool       (row, token, dim) -> float32 (row, dim), by the name of a pooling
+POOLINGS   the poolings by name
 """
 
 from collections.abc import Callable
@@ -54,9 +54,14 @@ def _mean(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Poo
 
 
 def _max(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:
-    if mask is not None:
-        hidden = hidden.masked_fill(~mask.unsqueeze(-1), float("-inf"))
-    return hidden.amax(dim=1).float()  # (row, dim); exact in any dtype, hence no copy in float32
+    if mask is None:
+        return hidden.amax(dim=1).float()  # (row, dim); exact in any dtype, hence no copy in float32
+    if hidden.device.type == "cpu" and (spans := _spans(mask)) is not None:
+        # Row by row: up to 15 times cheaper than filling the pads, which writes a second (row, token, dim).
+        return torch.stack(
+            [row[start:stop].amax(dim=0) for row, (start, stop) in zip(hidden, spans, strict=True)]
+        ).float()
+    return hidden.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1).float()
 
 
 def _first(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:
@@ -76,6 +81,14 @@ def _mean_content(hidden: Hidden, mask: Mask | None, content: Mask | None = None
     kept = content if mask is None else content & mask
     real = torch.ones_like(content) if mask is None else mask
     return _mean(hidden, torch.where(kept.any(dim=1, keepdim=True), kept, real))
+
+
+def _spans(mask: Mask) -> list[tuple[int, int]] | None:
+    """First real token and the one after the last, by row; None if a row has a gap or no token."""
+    start, length = mask.int().argmax(dim=1), mask.sum(dim=1)
+    stop = mask.shape[1] - mask.int().flip(1).argmax(dim=1)
+    whole = bool(((stop - start == length) & (length > 0)).all())
+    return list(zip(start.tolist(), stop.tolist(), strict=True)) if whole else None
 
 
 def _take(hidden: Hidden, index: Tensor) -> Pooled:

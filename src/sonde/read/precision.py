@@ -1,8 +1,8 @@
 """Precision: which device and which floating type a backbone runs with.
 
-    choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
-    choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
-    DTYPES          the explicit types by name
+choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
+choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
+DTYPES          the explicit types by name
 """
 
 import time

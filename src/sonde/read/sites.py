@@ -1,9 +1,9 @@
 """Sites: named places inside a backbone where activations are read.
 
-    Site     one place: hidden state, feed-forward activation, pooler output or sentence embedding
-    expand   a specification such as "hidden.*" or "ffn.-5:" -> the sites it names in a given backbone
-    KINDS    the kinds of site, each with its meaning
-    MAIN, DECODER   the names of the stacks
+Site     one place: hidden state, feed-forward activation, pooler output or sentence embedding
+expand   a specification such as "hidden.*" or "ffn.-5:" -> the sites it names in a given backbone
+KINDS    the kinds of site, each with its meaning
+MAIN, DECODER   the names of the stacks
 """
 
 from collections.abc import Mapping

@@ -1,19 +1,21 @@
 """From what a user says to what can be read: names to backbones, specifications to blocks, a cache to a store.
 
-    open_sources   ids or paths -> backbones with their views
-    open_store     the `cache` argument -> a Store or None
-    expand_blocks  a site specification and a pooling -> the blocks of one source
-    block_of       a block name -> the Block
-    prepare        make sure that the store can hold what is about to be read
+open_sources   ids or paths -> backbones with their views
+open_store     the `cache` argument -> a Store or None
+expand_blocks  a site specification and a pooling -> the blocks of one source
+block_of       a block name -> the Block
+prepare        make sure that the store can hold what is about to be read
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sonde.errors import ArgumentError, BackboneError, choose
 from sonde.read.backbone import load_backbone
-from sonde.read.extract import Block, Source, columns, estimate
+from sonde.read.extract import Block, Source, estimate, outstanding
 from sonde.read.pooling import POOLINGS
 from sonde.read.sites import expand
 from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
@@ -22,13 +24,14 @@ from sonde.read.view import DEFAULT_MAX_TOKENS, LONG_TEXT, View
 logger = logging.getLogger(__name__)
 
 Cache = str | Path | bool | None
+MaxTokens = int | Sequence[int | None] | None
 
 MIN_TOKENS = 4
 """Fewer leave no room for a word between the special tokens of an encoder."""
 
 
 def open_sources(
-    names: Mapping[int, str], *, max_tokens: int | None, long_text: str, dtype: str, device: str
+    names: Mapping[int, str], *, max_tokens: MaxTokens, long_text: str, dtype: str, device: str
 ) -> dict[int, Source]:
     """Load backbones and give each its view.
 
@@ -36,8 +39,8 @@ def open_sources(
     ----------
     names : mapping of int to str
         Hub ids, folders, or the id of the offline bundle.
-    max_tokens : int or None
-        None = the checkpoint's positions, at most 512.
+    max_tokens : int, sequence of int or None, or None
+        For all backbones, or one entry for each; None = the checkpoint's positions, at most 512.
     long_text, dtype, device : str
         As in `TextClassifier`.
 
@@ -46,16 +49,29 @@ def open_sources(
     ArgumentError, BackboneError
     """
     choose("long_text", long_text, LONG_TEXT)
-    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < MIN_TOKENS):
-        raise ArgumentError(f"max_tokens is {max_tokens!r}; it must be a whole number of at least {MIN_TOKENS}, or None.")
     sources = {}
     for index, name in names.items():
+        bound = max_tokens_of(max_tokens, index)
         backbone = load_backbone(name, dtype=dtype, device=device)
-        positions = backbone.max_positions
-        if max_tokens is not None and positions is not None and max_tokens > positions:
-            raise ArgumentError(f"max_tokens is {max_tokens}, but {name} has {positions} positions. Give at most {positions}.")
-        sources[index] = Source(backbone, View(max_tokens or min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS), long_text))
+        positions = backbone.max_positions or DEFAULT_MAX_TOKENS
+        if bound is not None and backbone.max_positions is not None and bound > positions:
+            raise ArgumentError(
+                f"max_tokens is {bound}, but {name} has {positions} positions. Give at most {positions}."
+            )
+        sources[index] = Source(backbone, View(bound or min(positions, DEFAULT_MAX_TOKENS), long_text))
     return sources
+
+
+def max_tokens_of(max_tokens: MaxTokens, index: int) -> int | None:
+    """The bound of one backbone, out of one for all or one for each; `ArgumentError` if it is none."""
+    bound = max_tokens
+    if isinstance(max_tokens, Sequence) and not isinstance(max_tokens, str):
+        if index >= len(max_tokens):
+            raise ArgumentError(f"max_tokens has {len(max_tokens)} entries; give one number, or one for each backbone.")
+        bound = max_tokens[index]
+    if bound is None or (isinstance(bound, int | np.integer) and not isinstance(bound, bool) and bound >= MIN_TOKENS):
+        return None if bound is None else int(bound)
+    raise ArgumentError(f"max_tokens is {bound!r}; it must be a whole number of at least {MIN_TOKENS}, or None.")
 
 
 def open_store(cache: Cache) -> Store | None:
@@ -64,6 +80,8 @@ def open_store(cache: Cache) -> Store | None:
         return None
     if cache == "auto" or cache is True:
         return Store(default_root(), DEFAULT_LIMIT_BYTES)
+    if not isinstance(cache, str | Path):
+        raise ArgumentError(f"cache is {cache!r}; give 'auto', the path of a folder, or False for no store.")
     return Store(cache)
 
 
@@ -82,6 +100,7 @@ def expand_blocks(index: int, source: Source, site: str, pooling: str) -> list[B
         whole = place.kind in ("sentence", "pooler")
         if not whole:
             choose("pooling", pooling, POOLINGS, BackboneError)
+        backbone.check(place, None if whole else pooling)
         blocks.append(Block(index, place, "" if whole else pooling))
     return blocks
 
@@ -93,11 +112,25 @@ def block_of(name: str, sources: Mapping[int, Source]) -> Block:
     return Block(int(index), place, *pooling)
 
 
-def prepare(rows: int, sources: Mapping[int, Source], blocks: Sequence[Block], store: Store | None) -> int:
-    """Bytes that reading puts into the store at most; refused before work starts if they do not fit."""
+def prepare(
+    rows: int,
+    sources: Mapping[int, Source],
+    blocks: Sequence[Block],
+    store: Store | None,
+    texts: Iterable[str] | None = None,
+) -> int:
+    """Bytes that the rows take in a store at most; refused before work starts if what is missing does not fit.
+
+    With `texts` (gone through once) what is missing is known exactly.
+
+    Raises
+    ------
+    StoreError
+        If the disk, or the limit of the shared cache, cannot hold it.
+    """
     needed = estimate(rows, sources, blocks)
     if store is not None:
-        store.reserve(needed, columns(sources, blocks, store))
+        store.reserve(outstanding(rows, sources, blocks, store, texts))
     where = f"{needed / 1e6:.1f} MB at most, in {store.root}" if store else "without a store"
     logger.info("reading %d texts x %d blocks (%s)", rows, len(blocks), where)
     return needed

@@ -1,14 +1,16 @@
 """The activation store: what was read once is not read again.
 
-    Store          a folder of blocks, each a folder of shards, addressed by text hash
-    Column         one block of the store: look rows up, append rows
-    hash_texts     texts -> 16-byte keys; the store never holds a text
-    default_root   where the store lies when nobody says otherwise
+Store          a folder of blocks, each a folder of shards, addressed by text hash
+Column         one block of the store: look rows up, append rows
+hash_texts     texts -> 16-byte keys; the store never holds a text
+block_bytes    size of a new block
+default_root   where the store lies when nobody says otherwise
 
 Layout: `sonde-store.json` (protocol), `blocks/<key>/block.json` (what the values are) and
-`blocks/<key>/<shard>.safetensors` with `hashes` (row, 16) uint8 and `values` (row, dim). A shard is named after the
-hashes it holds and written under a temporary name, then renamed: a shard is whole or absent, writing the same rows
-again gives the same file, and two processes cannot disagree about a name.
+`blocks/<key>/<shard>.safetensors` with `hashes` (row, 16) uint8, `values` (row, dim) and a checksum. A shard is named
+after the hashes it holds and written under a temporary name, then renamed: a shard is whole or absent, writing the
+same rows again gives the same file, and two processes cannot disagree about a name. The modification time of
+`block.json` says when a block was last used, the access time of a shard when one of its rows was.
 """
 
 import hashlib
@@ -17,19 +19,35 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import platformdirs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from sonde.errors import StoreError, warn
+from sonde.errors import StoreError
+from sonde.read.shards import (
+    HASH_BYTES,
+    HEADER_BYTES,
+    clear_strays,
+    drop_folder,
+    existing,
+    is_intact,
+    opens,
+    read_hashes,
+    read_values,
+    set_aside,
+    shard_name,
+    write_file,
+    write_shard,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +55,14 @@ PROTOCOL = 1
 READING_VERSION = 1
 """Raised whenever the same texts, backbone, view, site and pooling give other values than before."""
 
-HASH_BYTES = 16
-"""2^128 keys: a collision among a billion texts has a probability of about 1e-21."""
-
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 """The default cache stays below this; what was not used for longest goes first."""
 
 SPARE_BYTES = 256 * 2**20
 """Disk that is left free for everybody else."""
+
+FEW_INDEXES = 32
+"""So many are searched one by one before they are merged: few enough to search, many enough to merge rarely."""
 
 
 def default_root() -> Path:
@@ -76,12 +94,13 @@ class _Index:
 
 
 def _index(folder: Path, names: Sequence[str]) -> _Index:
-    parts = [_read_hashes(folder / name) for name in names]
-    keys = np.concatenate(parts) if parts else np.empty(0, dtype=f"S{HASH_BYTES}")
-    shard = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
-    row = np.concatenate([np.arange(len(p)) for p in parts]) if parts else np.empty(0, dtype=np.int64)
+    found = {name: keys for name in names if (keys := read_hashes(folder / name)) is not None}
+    parts = list(found.values())
+    keys = np.concatenate([np.empty(0, dtype=f"S{HASH_BYTES}"), *parts])
+    shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
+    row = np.concatenate([np.empty(0, dtype=np.int32), *(np.arange(len(p), dtype=np.int32) for p in parts)])
     order = np.argsort(keys, kind="stable")
-    return _Index(keys[order], shard[order], row[order], tuple(names))
+    return _Index(keys[order], shard[order], row[order], tuple(found))
 
 
 @dataclass
@@ -94,44 +113,100 @@ class Column:
     """What the values are: backbone, fingerprint, view, site, pooling, dtype."""
     shards: list[_Index] = field(default_factory=list)
     """One merged index of what was found on disk, then one for each shard appended since."""
+    merged: MutableMapping[tuple[str, ...], _Index] = field(default_factory=dict)
+    """Indexes by the names of their shards, shared by the columns of a store: equal names hold equal rows."""
+    used: set[str] = field(default_factory=set)
+    """Shards that this run has found rows in, or written."""
+    lost: set[str] = field(default_factory=set)
+    """Shards in the indexes that are damaged or gone."""
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Which keys are present, (row,) bool."""
+        """Which keys are present, (row,) bool. Shards that hold them are checked; damaged ones count as absent."""
         present = np.zeros(len(keys), dtype=bool)
         for index in self.shards:
-            present |= index.find(keys) >= 0
+            at = index.find(keys)
+            for shard in np.unique(index.shard[at[at >= 0]]):
+                if self._holds(index.names[shard]):
+                    present |= (at >= 0) & (index.shard[at] == shard)
         return present
 
     def read(self, keys: np.ndarray) -> Tensor:
-        """Values of keys that are all present, (row, dim) in the stored dtype."""
+        """Values of keys that are all present, (row, dim) in the stored dtype.
+
+        Raises
+        ------
+        StoreError
+            If another process has removed them meanwhile.
+        """
         out: Tensor | None = None
         left = np.ones(len(keys), dtype=bool)
         for index in self.shards:
             at = index.find(keys)
-            hit = np.flatnonzero((at >= 0) & left)
-            for shard in np.unique(index.shard[at[hit]]):
-                rows = hit[index.shard[at[hit]] == shard]
-                values = _read_values(self.folder / index.names[shard])
+            for shard in np.unique(index.shard[at[(at >= 0) & left]]):
+                rows = np.flatnonzero((at >= 0) & left & (index.shard[at] == shard))
+                values = self._values(index.names[shard])
+                if values is None:
+                    continue
                 if out is None:
                     out = torch.empty((len(keys), values.shape[1]), dtype=values.dtype)
                 out[torch.from_numpy(rows)] = values[torch.from_numpy(index.row[at[rows]])]  # row dim
                 left[rows] = False
         if out is None or left.any():
-            raise StoreError(f"The store lost {int(left.sum())} rows of {self.folder.name} while it was read: run again.")
+            raise StoreError(
+                f"The store lost {int(left.sum())} rows of {self.folder.name} while it was read: run again."
+            )
         return out
 
     def append(self, keys: np.ndarray, values: Tensor) -> None:
         """Write one shard; keys are distinct."""
         assert len(keys) == len(values)
-        raw = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), HASH_BYTES)
-        name = hashlib.blake2b(raw.tobytes(), digest_size=HASH_BYTES).hexdigest() + ".safetensors"
         if not (self.folder / "block.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "block.json", json.dumps(self.about, indent=1, sort_keys=True).encode())
-        _save_shard(self.folder / name, raw, values)
-        self.shards.append(_index(self.folder, [name]))
-        if len(self.shards) > 32:  # few enough to search one by one, many enough to merge rarely
-            self.shards = [_index(self.folder, [n for index in self.shards for n in index.names])]
+            _make(self.folder)
+            write_file(self.folder / "block.json", _record(self.about))
+        name = shard_name(keys)
+        write_shard(self.folder / name, keys, values)
+        self.used.add(name)
+        self.lost.discard(name)
+        self.shards.append(self._indexed((name,)))
+        if len(self.shards) > FEW_INDEXES:
+            names = dict.fromkeys(n for index in self.shards for n in index.names if n not in self.lost)
+            self.shards = [self._indexed(tuple(names))]
+
+    def lacks(self, keys: np.ndarray) -> int:
+        """How many keys are absent, without looking at their values."""
+        absent = np.ones(len(keys), dtype=bool)
+        for index in self.shards:
+            absent &= index.find(keys) < 0
+        return int(absent.sum())
+
+    def bytes(self) -> int:
+        """Bytes of this block on disk."""
+        return _bytes(self.folder)
+
+    def _indexed(self, names: tuple[str, ...]) -> _Index:
+        if names not in self.merged:
+            self.merged[names] = index = _index(self.folder, names)
+            return index
+        return self.merged[names]
+
+    def _holds(self, name: str) -> bool:
+        if name in self.used or name in self.lost:
+            return name in self.used
+        path = self.folder / name
+        if not is_intact(path):
+            set_aside(path)
+            self.lost.add(name)
+            return False
+        with suppress(OSError):  # a store that may only be read
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+        self.used.add(name)
+        return True
+
+    def _values(self, name: str) -> Tensor | None:
+        try:
+            return None if name in self.lost else read_values(self.folder / name)
+        except (OSError, SafetensorError):
+            return None
 
 
 class Store:
@@ -142,7 +217,7 @@ class Store:
     root : path
         The folder; made when something is written.
     limit_bytes : int, optional
-        Above this, blocks that were not used for longest are deleted. None = never.
+        The store never grows above this: what was not used for longest is deleted. None = no limit.
 
     Raises
     ------
@@ -154,45 +229,61 @@ class Store:
         self.root = Path(root).expanduser()
         self.limit_bytes = limit_bytes
         self._indexes: dict[tuple[str, ...], _Index] = {}
+        self._merged: WeakValueDictionary[tuple[str, ...], _Index] = WeakValueDictionary()
+        self._bytes: int | None = None
         self._check()
 
     def column(self, about: Mapping[str, Any]) -> Column:
-        """The block whose values are described by `about`."""
+        """The block whose values are described by `about`; the name of its backbone says nothing about values."""
         about = {**about, "reading_version": READING_VERSION}
-        key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
-        folder = self.root / "blocks" / key
-        if not folder.exists():
-            return Column(folder, about)
-        (folder / "block.json").touch() if (folder / "block.json").exists() else None
-        return Column(folder, about, [self._index_of(folder)])
+        described = json.dumps({k: v for k, v in about.items() if k != "backbone"}, sort_keys=True)
+        folder = self.root / "blocks" / hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+        if not (folder / "block.json").exists():
+            return Column(folder, about, merged=self._merged)
+        with suppress(OSError):  # a store that may only be read
+            (folder / "block.json").touch()
+        return Column(folder, about, [self._index_of(folder)], self._merged)
 
-    def reserve(self, needed_bytes: int, keep: Iterable[Column]) -> None:
-        """Make room for `needed_bytes` more, or refuse before any work is done."""
-        free = shutil.disk_usage(_existing(self.root)).free
-        if needed_bytes > free - SPARE_BYTES:
+    def reserve(self, needed_bytes: int) -> None:
+        """Refuse, before any work is done, what the disk or the limit cannot hold."""
+        free = shutil.disk_usage(existing(self.root)).free
+        if needed_bytes and needed_bytes > free - SPARE_BYTES:
             raise StoreError(
                 f"The activations need {needed_bytes / 1e9:.2f} GB in {self.root}, where {free / 1e9:.2f} GB are free. "
                 "Give a folder on a larger disk (--cache DIR or SONDE_CACHE), or read without a store (--no-cache)."
             )
-        if self.limit_bytes is None or not needed_bytes:
-            return
-        if needed_bytes > self.limit_bytes:
+        if self.limit_bytes is not None and needed_bytes > self.limit_bytes:
             raise StoreError(
                 f"The activations need {needed_bytes / 1e9:.2f} GB, more than the {self.limit_bytes / 1e9:.0f} GB that "
                 f"the shared cache in {self.root} may grow to. Give this work a store of its own (--cache DIR) or none "
                 "(--no-cache)."
             )
-        self._evict(self.limit_bytes - needed_bytes, {column.folder for column in keep})
+
+    def make_room(self, new_bytes: int, columns: Sequence[Column]) -> bool:
+        """Keep below the limit: drop what was not used for longest, first of other blocks, then of these columns.
+
+        Nothing is dropped that this run has read or written. Returns whether `new_bytes` more may be written.
+        """
+        if self.limit_bytes is None:
+            return True
+        if self._bytes is None:
+            self._bytes = sum(_bytes(folder) for folder in self._folders())
+        oldest = self._drop_oldest(columns)
+        while self._bytes + new_bytes > self.limit_bytes:
+            freed = next(oldest, None)
+            if freed is None:
+                return False
+            self._bytes -= freed
+        self._bytes += new_bytes
+        return True
 
     def write_header(self) -> None:
         """Mark the folder as a store and clear what dead writers left."""
-        self.root.mkdir(parents=True, exist_ok=True)
         header = self.root / "sonde-store.json"
         if not header.exists():
-            _write(header, json.dumps({"format": "sonde activation store", "protocol": PROTOCOL}).encode())
-        for stray in [*self.root.glob(".tmp-*"), *self.root.glob("blocks/*/.tmp-*")]:
-            if not _alive(int(stray.name.split("-")[1])):
-                stray.unlink(missing_ok=True)
+            _make(self.root)
+            write_file(header, json.dumps({"format": "sonde activation store", "protocol": PROTOCOL}).encode())
+        clear_strays(self.root)
 
     def describe(self) -> list[dict[str, Any]]:
         """One entry a block: what it is, rows, dim, bytes."""
@@ -204,12 +295,16 @@ class Store:
             if self.root.is_file():
                 raise StoreError(f"{self.root} is a file; a store is a folder. Give another path.")
             if (self.root / "sonde.json").exists():
-                raise StoreError(f"{self.root} is a saved model; a store must be a folder of its own. Give another path.")
+                raise StoreError(
+                    f"{self.root} is a saved model; a store must be a folder of its own. Give another path."
+                )
             return
         try:
             protocol = int(json.loads(header.read_text())["protocol"])
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StoreError(f"{header} cannot be read ({error}). Delete the store {self.root} and run again.") from error
+            raise StoreError(
+                f"{header} cannot be read ({error}). Delete the store {self.root} and run again."
+            ) from error
         if protocol > PROTOCOL:
             raise StoreError(
                 f"The store {self.root} has protocol {protocol}; this sonde reads up to {PROTOCOL}. "
@@ -217,115 +312,67 @@ class Store:
             )
 
     def _folders(self) -> list[Path]:
-        return sorted(path.parent for path in self.root.glob("blocks/*/block.json"))
+        found = [path.parent for path in self.root.glob("blocks/*/block.json")]
+        return sorted(folder for folder in found if not folder.name.startswith("."))
 
     def _index_of(self, folder: Path) -> _Index:
-        names = tuple(sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")))
+        names = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
         if names not in self._indexes:  # the same rows lie under the same names in every block
-            sound = [name for name in names if _sound(folder / name)]
-            self._indexes[names] = _index(folder, sound)
+            self._indexes[names] = _index(folder, names)
         index = self._indexes[names]
-        if all(_sound(folder / name) for name in index.names):
-            return index
-        return _index(folder, [name for name in index.names if _sound(folder / name)])
+        whole = [name for name in index.names if opens(folder / name)]
+        return index if len(whole) == len(index.names) else _index(folder, whole)
 
-    def _evict(self, target_bytes: int, keep: set[Path]) -> None:
-        sizes = {folder: _bytes(folder) for folder in self._folders()}
-        total = sum(sizes.values())
-        for folder in sorted(sizes, key=lambda f: (f / "block.json").stat().st_mtime):
-            if total <= target_bytes:
-                return
-            if folder not in keep:
-                logger.info("store: dropping %s, %.2f GB, unused for longest", folder.name, sizes[folder] / 1e9)
-                shutil.rmtree(folder, ignore_errors=True)
-                total -= sizes[folder]
+    def _drop_oldest(self, columns: Sequence[Column]) -> Iterator[int]:
+        """Delete one thing after the other, least recently used first, and say how many bytes each was."""
+        in_use = {column.folder for column in columns}
+        blocks = [folder for folder in self._folders() if folder not in in_use]
+        for folder in sorted(blocks, key=lambda f: (f / "block.json").stat().st_mtime_ns):
+            size = _bytes(folder)
+            logger.info("store: dropping %s, %.2f GB, unused for longest", folder.name, size / 1e9)
+            drop_folder(folder)
+            yield size
+        shards = [(path.stat(), path, column) for column in columns for path in _unused(column)]
+        for state, path, column in sorted(shards, key=lambda entry: entry[0].st_atime_ns):
+            path.unlink(missing_ok=True)
+            column.lost.add(path.name)
+            yield state.st_size
+
+
+def block_bytes(about: Mapping[str, Any], rows: int, row_bytes: int, shards: int) -> int:
+    """Bytes that a new block of so many rows takes on disk, in so many shards."""
+    record = len(_record({**about, "reading_version": READING_VERSION}))
+    return record + rows * (row_bytes + HASH_BYTES) + shards * HEADER_BYTES
+
+
+def _record(about: Mapping[str, Any]) -> bytes:
+    return json.dumps(about, indent=1, sort_keys=True).encode()
+
+
+def _unused(column: Column) -> list[Path]:
+    return [path for path in column.folder.glob("*.safetensors") if path.name not in column.used]
 
 
 def _describe(folder: Path, index: _Index) -> dict[str, Any]:
-    about = json.loads((folder / "block.json").read_text())
-    dim = int(_read_values(folder / index.names[0]).shape[1]) if index.names else 0
-    return {**about, "rows": len(np.unique(index.keys)), "dim": dim, "shards": len(index.names), "bytes": _bytes(folder)}
+    try:
+        about = json.loads((folder / "block.json").read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder / 'block.json'} cannot be read ({error}). Delete {folder} and run again.") from error
+    return {
+        **about,
+        "rows": len(np.unique(index.keys)),
+        "dim": int(read_values(folder / index.names[0]).shape[1]) if index.names else 0,
+        "shards": len(index.names),
+        "bytes": _bytes(folder),
+    }
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _alive(process: int) -> bool:
+def _make(folder: Path) -> None:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sound(path: Path) -> bool:
-    """Whether a shard opens; a damaged one is named, set aside and read again."""
-    try:
-        with safe_open(path, framework="pt") as shard:
-            rows = shard.get_slice("hashes").get_shape()[0]
-            if rows == shard.get_slice("values").get_shape()[0]:
-                return True
-    except (SafetensorError, OSError):
-        pass
-    warn(f"The shard {path} is damaged; its rows are read again.", "damaged_shards")
-    path.unlink(missing_ok=True)
-    return False
-
-
-def _read_hashes(path: Path) -> np.ndarray:
-    with safe_open(path, framework="pt") as shard:
-        raw = shard.get_tensor("hashes").numpy()
-    return np.frombuffer(raw.tobytes(), dtype=f"S{HASH_BYTES}")
-
-
-def _read_values(path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as shard:
-        values: Tensor = shard.get_tensor("values")
-    return values
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".tmp-{os.getpid()}-{time.monotonic_ns()}"
-
-
-def _save_shard(path: Path, hashes: np.ndarray, values: Tensor) -> None:
-    temporary = _temporary(path)
-    try:
-        save_file({"hashes": torch.from_numpy(hashes.copy()), "values": values.contiguous()}, temporary)
-        _commit(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(_disk_sentence(path, error)) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = _temporary(path)
-    try:
-        temporary.write_bytes(content)
-        _commit(temporary, path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(_disk_sentence(path, error)) from error
-
-
-def _commit(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _disk_sentence(path: Path, error: Exception) -> str:
-    free = shutil.disk_usage(_existing(path.parent)).free
-    return (
-        f"Writing {path} failed: {error} ({free / 1e9:.2f} GB are free). What was written before is kept: make room, "
-        "or give another folder (--cache DIR), and run the same command again."
-    )
+        raise StoreError(f"The folder {folder} cannot be made: {error}. Give another one (--cache DIR).") from error

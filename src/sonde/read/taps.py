@@ -1,9 +1,9 @@
 """Taps: hooks that pool activations at chosen sites while a model runs, and drop the tokens at once.
 
-    Taps     a context manager that owns the life of its hooks
-    Place    where a site lies in the model: a module, which of its calls, and which end
-    Tokens   the tokens of one stack in one batch: their number, mask and content mask
-    entering, leaving   the activations that go into and come out of a module's call
+Taps     a context manager that owns the life of its hooks
+Place    where a site lies in the model: a module, which of its calls, and which end
+Tokens   the tokens of one stack in one batch: their number, mask and content mask
+entering, leaving   the activations that go into and come out of a module's call
 """
 
 from collections import defaultdict
@@ -89,7 +89,8 @@ class Taps:
         """Pool an activation of `site` and keep the result."""
         tokens = self._tokens[site.stack]
         if hidden.ndim == 2:  # some blocks flatten their tokens: (row*token, dim) -> (row, token, dim)
-            hidden = hidden.view(tokens.rows, tokens.length, hidden.shape[-1])
+            hidden = hidden.view(tokens.rows, -1, hidden.shape[-1])
+        hidden = hidden[:, : tokens.length]  # (row, token, dim): some models pad inside, on the right
         for how in self._poolings[site]:
             self.taken[site, how] = pool(hidden, tokens.mask, how, tokens.content)
 

@@ -1,9 +1,9 @@
 """Tracing: find the blocks of a model by running one short text, never by the model's name.
 
-    Trace          records every module call of a forward pass
-    find_stack     recorded calls + hidden states -> where the sites of one stack lie
-    Stack          the places of one stack's sites
-    refuse_experts a sentence for mixtures of experts
+Trace          records every module call of a forward pass
+find_stack     recorded calls + hidden states -> where the sites of one stack lie
+Stack          the places of one stack's sites
+refuse_experts a sentence for mixtures of experts
 """
 
 from collections.abc import Mapping, Sequence
@@ -185,21 +185,22 @@ def _first_block(calls: Sequence[Call], ended: int, before: Tensor, after: Tenso
 
 
 def _same(found: Tensor | None, sought: Tensor) -> bool:
-    if found is None or found.shape != sought.shape:
+    if found is None or found.ndim != sought.ndim or found.shape[-1] != sought.shape[-1]:
         return False
-    return found is sought or torch.equal(found, sought)
+    found = found[:, : sought.shape[1]]  # (row, token, dim): some models pad inside, on the right
+    return found.shape == sought.shape and torch.equal(found, sought)
 
 
 def _down_projection(calls: Sequence[Call], block: Call, tokens: int, width: int, what: str) -> Call:
     """The last linear map within a block's call that returns to the residual width."""
     if _has_expert_tensors(block.module):
-        raise _experts(what, f"{block.name} holds stacked expert weights")
+        raise _experts(what, f"{block.name} holds weights with three axes, as stacked experts have")
     inside = [call for call in calls if block.start < call.start and call.end < block.end]
     maps = _outermost([call for call in inside if _is_linear(call)])
     if any(_count(call.entered) < tokens for call in maps):
         raise _experts(what, f"linear maps of {block.name} see a part of the tokens")
     down = [call for call in maps if call.left is not None and call.left.shape[-1] == width]
-    if not down or _count(down[-1].entered) != tokens:
+    if not down or _count(down[-1].entered) < tokens:
         raise BackboneError(f"ffn of {what} cannot be read: {block.name} has no down projection.")
     return down[-1]
 

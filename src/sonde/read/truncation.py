@@ -1,8 +1,8 @@
 """Truncation: a model that stops after its first blocks, sharing weights with the whole.
 
-    cut            a shallow copy of a model with a shorter list of blocks
-    without_pooler a shallow copy that computes no pooler output
-    POOLER         what the name of a pooler contains
+cut            a shallow copy of a model with a shorter list of blocks
+without_pooler a shallow copy that computes no pooler output
+POOLER         what the name of a pooler contains
 """
 
 import copy
@@ -21,7 +21,7 @@ _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", 
 
 
 def cut(model: nn.Module, stack: Stack, depth: int) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield (copy, its first block): candidates for a copy of `model` that runs `depth` blocks of `stack`; the caller tests them.
+    """Yield (copy, its first block): candidates for a copy that runs `depth` blocks; the caller tests them.
 
     Nothing is loaded, copied or raised through a hook: only the modules on the way from the root to the list of
     blocks are copied, shallowly. At depth 0 the list holds a landing, which takes the embeddings and runs nothing.

@@ -1,15 +1,16 @@
 """What the model sees of a text: its tokens, cut or windowed.
 
-    View        how many tokens, and what happens to long texts
-    Pieces      texts as runs of token ids, with what was lost
-    tokenise    texts -> Pieces
-    clean       a text that every tokenizer accepts
-    filler_id   the token id that stands in pads
-    LONG_TEXT   the ways to treat long texts
+View        how many tokens, and what happens to long texts
+Pieces      texts as runs of token ids, with what was lost
+tokenise    texts -> Pieces
+clean       a text that every tokenizer accepts
+filler_id   the token id that stands in pads
+LONG_TEXT   the ways to treat long texts
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ LONG_TEXT = ("cut", "head_tail", "windows")
 
 DEFAULT_MAX_TOKENS = 512
 """The length at which BERT-sized encoders end, and the most that sonde reads by default."""
+
+PROBES = ("a", "the", "A", "0", ".", "的", "ا", "и")
+"""Texts that most vocabularies know in one token or another; asked in this order."""
 
 HEAD_SHARE = 0.25
 """Of `head_tail`: Sun et al. 2019 (How to Fine-Tune BERT for Text Classification, 5.3.1) keep 128 + 382 of 510."""
@@ -56,6 +60,10 @@ class Pieces:
     lost: Int64[np.ndarray, "row"]
     """Tokens of each text that the model does not see."""
 
+    def content_start(self, causal: bool) -> int:
+        """Where the content of a piece begins: after the special tokens, or after the sink of a causal model."""
+        return max(self.prefix, 1) if causal else self.prefix
+
 
 def clean(text: str) -> str:
     """Replace lone surrogates, which no tokenizer can encode, by U+FFFD."""
@@ -85,12 +93,18 @@ def tokenise(texts: Sequence[str], tokenizer: Any, view: View) -> Pieces:
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that this tokenizer puts before and after one text, found by asking it."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for probe in PROBES:
+        bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        if not bare or set(bare) & set(tokenizer.all_special_ids):
+            continue  # a text that is dropped or unknown does not tell where it stands
+        full = list(tokenizer(probe)["input_ids"])
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+    mask = list(tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"])
     full = list(tokenizer("a")["input_ids"])
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []
+    start = mask.index(0) if 0 in mask else len(full) - len(full) // 2  # all special: one in front, one behind
+    return full[:start], full[start + mask.count(0) :]
 
 
 def _parts(content: list[int], room: int, long_text: str) -> list[list[int]]:
@@ -103,7 +117,7 @@ def _parts(content: list[int], room: int, long_text: str) -> list[list[int]]:
         return [content[:head] + content[len(content) - (room - head) :]]
     windows = -(-len(content) // room)
     edges = [len(content) * i // windows for i in range(windows + 1)]
-    return [content[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [content[a:b] for a, b in pairwise(edges)]
 
 
 def filler_id(tokenizer: Any) -> int:

@@ -1,9 +1,9 @@
 """The terminal: progress on standard error, tables on standard output, both readable at 100 columns.
 
-    progress   a context in which long work shows rate and time left
-    table      columns of plain values -> a printed table
-    facts      name and value pairs -> a printed table
-    say        a line on standard error
+progress   a context in which long work shows rate and time left
+table      columns of plain values -> a printed table
+facts      name and value pairs -> a printed table
+say        a line on standard error
 """
 
 import sys
@@ -26,16 +26,14 @@ class _Rate(ProgressColumn):
     """`340 rows/s`."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        since_start = task.completed / task.elapsed if task.elapsed else 0.0
+        speed = task.finished_speed or task.speed or since_start
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[None]:
-    """Show every stage of the work inside on standard error; on a terminal as a moving bar, else one line at its end."""
-    if quiet:
-        yield
-        return
+def progress() -> Iterator[None]:
+    """Show the stages of the work inside on standard error: a moving bar on a terminal, else one line at its end."""
     console = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
@@ -49,12 +47,17 @@ def progress(quiet: bool = False) -> Iterator[None]:
 
     @contextmanager
     def watch(stage: str, total: int | None, unit: str) -> Iterator[Advance]:
+        bars.start()  # not before there is something to show: short commands leave standard error empty
         task = bars.add_task(stage, total=total, unit=unit)
         yield lambda n: bars.advance(task, n)
         bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
 
-    with bars, watching(watch):
-        yield
+    try:
+        with watching(watch):
+            yield
+    finally:
+        if bars.tasks:
+            bars.stop()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -70,11 +73,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
 
 def facts(pairs: Mapping[str, Any]) -> None:
-    """Print names and values, one a line."""
-    width = max(map(len, pairs), default=0)
-    console = _console()
+    """Print names and values; a long value takes several lines."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in pairs.items():
-        console.print(Text(f"{name:<{width}}  {_plain(value)}"), soft_wrap=True)
+        grid.add_row(Text(name), Text(_plain(value)))
+    _console().print(grid)
 
 
 def say(line: str) -> None:

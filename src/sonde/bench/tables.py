@@ -1,0 +1,399 @@
+"""The results table: five data sets x every recipe, ours beside the paper's.
+
+    run   read, fit and evaluate every cell; write docs/results/tables.{json,md}
+
+Every finished cell is kept in the JSON file at once: a run that is stopped goes on where it was, and a cell is made
+anew only when it is missing. Heads with random starts report the mean of three seeds.
+"""
+
+import base64
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonde.bench import machine
+from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.machine import Stopwatch
+from sonde.bench.paper import SETS, TABLE_2
+from sonde.classifier import BUNDLE, TextClassifier
+from sonde.errors import DataError, SondeWarning
+from sonde.learn import metrics
+from sonde.learn.recipes import find
+from sonde.progress import track
+from sonde.read.extract import Block, read
+from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
+from sonde.tables import write_atomically
+
+LLAMA = "reviews-llama-8m"
+STORIES = "stories260K-llama"
+LLAMA_TOKENS = 256
+"""The context that the larger LLaMA was trained with."""
+
+SEEDS = (0, 1, 2)
+ROWS = tuple(range(1, 16))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One recipe with its backbones: a line of the table."""
+
+    recipe: str
+    """Name of the recipe."""
+    backbones: tuple[str, ...]
+    """Short names: bundle, llama, stories."""
+    seeds: tuple[int, ...] = (0,)
+    """One fit each; the mean is reported."""
+
+    @property
+    def name(self) -> str:
+        """`auto [bundle]`."""
+        return f"{self.recipe} [{' + '.join(self.backbones)}]" if self.backbones else self.recipe
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of one backbone, once for all lines of the table."""
+
+    place: str
+    """Short name of the backbone."""
+    max_tokens: int | None
+    """As in `TextClassifier`."""
+    sites: tuple[tuple[str, str], ...]
+    """Site specifications with their poolings."""
+
+
+_LAYERS = (("hidden.*", "mean"), ("hidden.*", "max"))
+READINGS = (
+    Reading("bundle", None, (*_LAYERS, ("sentence", ""))),
+    Reading("llama", LLAMA_TOKENS, _LAYERS),
+    Reading("stories", LLAMA_TOKENS, (("sentence", ""),)),
+)
+
+
+def columns(with_models: bool) -> list[Column]:
+    """Every line of the table; without further models those of the bundle alone."""
+    alone = [Column("lexical", ()), Column("linear", ("bundle",)), Column("auto", ("bundle",))]
+    if not with_models:
+        return alone
+    llama = [Column("linear", ("llama",)), Column("auto", ("llama",))]
+    return alone + llama + [Column(f"llmembed-{row}", _roles(row), SEEDS) for row in ROWS]
+
+
+def _roles(row: int) -> tuple[str, ...]:
+    """Deep, B and R: the larger LLaMA, the bundle, the smaller LLaMA."""
+    return ("llama",) if row < 5 else ("llama", "bundle") if row < 8 else ("llama", "bundle", "stories")
+
+
+def run(
+    *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
+) -> list[Path]:
+    """Fill every cell and write the tables.
+
+    Parameters
+    ----------
+    data : Path
+        One folder a data set, with train.csv.gz and test.csv.gz.
+    models : Path or None
+        Folder that holds the two small LLaMA models; None = the folder `models` beside `data`, if it is there.
+    out : Path
+        Where `tables.json` and `tables.md` are written.
+    rows : int or None
+        At most this many rows of each split, for a trial.
+    only : list of str or None
+        Only these data sets.
+    cache : as in `TextClassifier`
+    """
+    folder = models or Path(data).parent / "models"
+    places = {"bundle": BUNDLE, "llama": str(folder / LLAMA), "stories": str(folder / STORIES)}
+    if models is not None and not (folder / LLAMA).is_dir():
+        raise DataError(
+            f"{folder} does not hold {LLAMA}. Give the folder of the two LLaMA models, or leave out --models."
+        )
+    lines = columns((folder / LLAMA).is_dir())
+    results = _Results(Path(out) / "tables.json", rows)
+    cells = [(name, line) for name in chosen(only) for line in lines]
+    with track("table", len(cells), "cells") as advance:
+        for name in chosen(only):
+            splits = {split: read_split(data, name, split).take(rows) for split in ("train", *SPLITS[name])}
+            for reading in READINGS:
+                if any(reading.place in line.backbones for line in lines):
+                    _read_all(results, name, splits, reading, places[reading.place], cache)
+            for line in lines:
+                _fill(results, name, splits, line, places, cache)
+                advance(1)
+    markdown = Path(out) / "tables.md"
+    with write_atomically(markdown) as file:
+        file.write(to_markdown(results.content))
+    return [results.path, markdown]
+
+
+class _Results:
+    """The JSON file, written after every cell."""
+
+    def __init__(self, path: Path, rows: int | None) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"rows_limit": rows, "reading": {}, "cells": {}}
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("rows_limit") == rows:
+                self.content = found
+
+    def put(self, part: str, key: str, value: Any) -> None:
+        self.content["machine"] = machine.describe()
+        self.content[part][key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(self.path) as file:
+            json.dump(self.content, file, indent=1)
+
+
+def _read_all(
+    results: _Results, name: str, splits: Mapping[str, DataSet], reading: Reading, path: str, cache: Any
+) -> None:
+    """Read everything that the recipes need of one backbone, timed; later fits find it in the store."""
+    store = open_store(cache)
+    if store is None:
+        raise DataError("The tables need a store, so that texts are read once; leave out --no-cache.")
+    source = open_sources({0: path}, max_tokens=reading.max_tokens, long_text="cut", dtype="auto", device="auto")
+    blocks: list[Block] = [b for site, how in reading.sites for b in expand_blocks(0, source[0], site, how)]
+    for split, rows in splits.items():
+        key = f"{name}|{split}|{reading.place}|{source[0].view.max_tokens}"
+        if key in results.content["reading"]:  # a second pass is served by the store and tells nothing
+            continue
+        watch = Stopwatch()
+        prepare(len(rows.texts), source, blocks, store)
+        window = read(rows.texts, source, blocks, store)
+        tokens = {"tokens": int(window.tokens.sum()), "lost_tokens": int(window.lost.sum())}
+        results.put("reading", key, {**watch.read(), "rows": len(rows.texts), "blocks": len(blocks), **tokens})
+
+
+def _fill(
+    results: _Results, name: str, splits: Mapping[str, DataSet], line: Column, places: Mapping[str, str], cache: Any
+) -> None:
+    key = f"{name}|{line.name}"
+    if key in results.content["cells"]:
+        return
+    fits = [_fit(splits, line, seed, places, cache) for seed in line.seeds]
+    results.put("cells", key, {"seeds": fits, "train_rows": len(splits["train"].texts)})
+
+
+def _fit(
+    splits: Mapping[str, DataSet], line: Column, seed: int, places: Mapping[str, str], cache: Any
+) -> dict[str, Any]:
+    train = splits["train"]
+    tokens = tuple(None if place == "bundle" else LLAMA_TOKENS for place in line.backbones) or None
+    backbones = tuple(places[b] for b in line.backbones) or (BUNDLE,)
+    classifier = TextClassifier(line.recipe, backbones, max_tokens=tokens, cache=cache, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SondeWarning)  # truncation and rare classes are in the tables themselves
+        watch = Stopwatch()
+        classifier.fit(train.texts, train.labels)
+        training = watch.read()
+        tests = {split: _test(classifier, rows) for split, rows in splits.items() if split != "train"}
+    return {"seed": seed, "training": training, "tests": tests, "learner": _brief(classifier.summary_)}
+
+
+def _test(classifier: TextClassifier, rows: DataSet) -> dict[str, Any]:
+    watch = Stopwatch()
+    probabilities = classifier.predict_proba(rows.texts)
+    seconds = watch.read()
+    correct = classifier.classes_[probabilities.argmax(axis=1)] == rows.labels
+    return {
+        "n": len(correct),
+        "accuracy": float(correct.mean()),
+        "inference": seconds,
+        "correct": base64.b64encode(np.packbits(correct).tobytes()).decode(),
+    }
+
+
+def _brief(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The learner's choices without its loss curves."""
+    return {k: v for k, v in summary["learner"].items() if isinstance(v, int | float | str | bool | None)}
+
+
+# ------------------------------------------------------------------ tables
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The whole page, from the JSON alone."""
+    parts = [
+        "# Results",
+        "Written by `sonde bench tables`; every figure comes from `tables.json` beside this page.",
+        machine.sentence(content["machine"]),
+        _notes(content),
+        "## Accuracy",
+        _accuracy(content),
+        "## Is `auto` worse than the better of `linear` and `lexical` anywhere?",
+        _significance(content),
+        "## Every row of LLMEmbed's Table 1",
+        _llmembed(content),
+        "## Seconds",
+        _seconds(content),
+        "## The paper's figures, with other backbones",
+        _paper(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _notes(content: Mapping[str, Any]) -> str:
+    limit = content["rows_limit"]
+    trial = f"**A trial: at most {limit} rows of each split.** " if limit else ""
+    return trial + (
+        "`bundle` is all-MiniLM-L6-v2 (22M parameters), `llama` an 8M-parameter and `stories` a 0.26M-parameter LLaMA; "
+        "the two are far too small to stand for a 7B model. AG News: 17,843 of the 120,000 training rows. IMDb: a "
+        "seeded 40,000 / 10,000 split. SST-2: `test` are the 872 GLUE validation sentences, `test1821` the labelled test "
+        "sentences of SST. Texts are cut at 512 tokens, for the two LLaMA models at 256."
+    )
+
+
+def _names(content: Mapping[str, Any]) -> list[str]:
+    present = {key.split("|")[0] for key in content["cells"]}
+    return [name for name in SETS if name in present]
+
+
+def _line_names(content: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(key.split("|", 1)[1] for key in content["cells"]))
+
+
+def _score(content: Mapping[str, Any], name: str, line: str, splits: tuple[str, ...]) -> float | None:
+    """Mean over seeds of the accuracy over some splits together."""
+    cell = content["cells"].get(f"{name}|{line}")
+    if cell is None:
+        return None
+    scores = []
+    for fit in cell["seeds"]:
+        tests = [fit["tests"][split] for split in splits]
+        scores.append(sum(t["accuracy"] * t["n"] for t in tests) / sum(t["n"] for t in tests))
+    return float(np.mean(scores))
+
+
+def _accuracy(content: Mapping[str, Any]) -> str:
+    lines = [line for line in _line_names(content) if not line.startswith("llmembed")]
+    return _score_table(content, lines)
+
+
+def _llmembed(content: Mapping[str, Any]) -> str:
+    lines = [line for line in _line_names(content) if line.startswith("llmembed")]
+    if not lines:
+        return "Not run: the LLaMA models were not given (--models)."
+    titles = "L = llama, B = bundle, R = stories; means of three seeds, in brackets the largest difference.\n\n"
+    return titles + _score_table(content, lines)
+
+
+def _score_table(content: Mapping[str, Any], lines: list[str]) -> str:
+    sets = _names(content)
+    heads = ["recipe"]
+    for name in sets:
+        heads += ["SST-2 test", "SST-2 test1821", "SST-2 both"] if name == "sst2" else [TITLES[name]]
+    heads.append("mean")
+    rows = [[_title(line), *_scores(content, line, sets)] for line in lines]
+    return _markdown(heads, rows)
+
+
+def _title(line: str) -> str:
+    recipe = line.split(" ")[0]
+    return f"`{line}` {find(recipe).title}" if recipe.startswith("llmembed") else f"`{line}`"
+
+
+def _scores(content: Mapping[str, Any], line: str, sets: list[str]) -> Iterator[str]:
+    means = []
+    for name in sets:
+        groups = [("test",), ("test1821",), ("test", "test1821")] if name == "sst2" else [("test",)]
+        for splits in groups:
+            score = _score(content, name, line, splits)
+            yield "" if score is None else _shown(score) + _spread(content, name, line, splits)
+        means.append(_score(content, name, line, ("test",)))
+    whole = [mean for mean in means if mean is not None]
+    yield _shown(float(np.mean(whole))) if len(whole) == len(sets) else ""
+
+
+def _spread(content: Mapping[str, Any], name: str, line: str, splits: tuple[str, ...]) -> str:
+    scores = [fit["tests"][splits[0]]["accuracy"] for fit in content["cells"][f"{name}|{line}"]["seeds"]]
+    return f" ({max(scores) - min(scores):.3f})".replace("0.", ".") if len(scores) > 1 and len(splits) == 1 else ""
+
+
+def _shown(score: float) -> str:
+    return f"{score:.4f}".replace("0.", ".", 1)
+
+
+def _bits(content: Mapping[str, Any], name: str, line: str) -> np.ndarray:
+    """Which test rows of all splits the first seed labels right."""
+    tests = content["cells"][f"{name}|{line}"]["seeds"][0]["tests"]
+    raw = [(np.frombuffer(base64.b64decode(t["correct"]), dtype=np.uint8), t["n"]) for t in tests.values()]
+    return np.concatenate([np.unpackbits(bits)[:n] for bits, n in raw]).astype(bool)
+
+
+def _significance(content: Mapping[str, Any]) -> str:
+    wanted = ("lexical", "linear [bundle]", "auto [bundle]")
+    sets = [n for n in _names(content) if all(f"{n}|{line}" in content["cells"] for line in wanted)]
+    if not sets:
+        return ""
+    rows, p_values = [], []
+    for name in sets:
+        bits = {line: _bits(content, name, line) for line in wanted}
+        best = max(wanted[:2], key=lambda line: bits[line].mean())
+        p_values.append(metrics.mcnemar(bits["auto [bundle]"], bits[best], "less"))
+        rows.append(
+            [TITLES[name], f"`{best}`", _shown(float(bits[best].mean())), _shown(float(bits["auto [bundle]"].mean()))]
+        )
+    corrected = metrics.holm(p_values)
+    table = [[*row, f"{p:.3f}", f"{q:.3f}"] for row, p, q in zip(rows, p_values, corrected, strict=True)]
+    heads = ["set", "better of the two", "its accuracy", "auto", "p (auto is worse)", "Holm"]
+    note = (
+        "McNemar's exact test, one-sided, on all test rows of a set (SST-2: both test splits). Below .05 = worse.\n\n"
+    )
+    return note + _markdown(heads, table)
+
+
+def _seconds(content: Mapping[str, Any]) -> str:
+    reading = [
+        [*key.split("|"), *(f"{r[n]:,}" for n in ("rows", "blocks", "tokens", "lost_tokens")), *_times(r)]
+        for key, r in content["reading"].items()
+    ]
+    first = _markdown(
+        ["set", "split", "backbone", "max tokens", "rows", "blocks", "tokens", "lost", "wall", "CPU"], reading
+    )
+    fits = []
+    for key, cell in content["cells"].items():
+        name, line = key.split("|", 1)
+        training = [fit["training"] for fit in cell["seeds"]]
+        inference = [t["inference"] for fit in cell["seeds"] for t in fit["tests"].values()]
+        fits.append(
+            [
+                TITLES[name],
+                f"`{line}`",
+                f"{cell['train_rows']:,}",
+                *_times(*training),
+                *_times(*inference, over=len(training)),
+            ]
+        )
+    second = _markdown(["set", "recipe", "training rows", "training", "CPU", "inference", "CPU"], fits)
+    return (
+        "Wall-clock and processor seconds (all threads). Reading, once for all recipes (14 blocks = every hidden layer "
+        f"of the bundle, mean and max):\n\n{first}\n\nTraining (validation included) and inference on all test "
+        f"rows, with activations from the store, a fit:\n\n{second}"
+    )
+
+
+def _times(*stages: Mapping[str, float], over: int | None = None) -> tuple[str, str]:
+    """Wall and processor seconds of some stages, a fit."""
+    fits = over or len(stages)
+    return f"{sum(s['seconds'] for s in stages) / fits:.1f}", f"{sum(s['cpu_seconds'] for s in stages) / fits:.1f}"
+
+
+def _paper() -> str:
+    rows = [
+        [method, backbone, *("" if s is None else _shown(s) for s in scores),
+         "" if None in scores else _shown(float(np.mean([s for s in scores if s is not None])))]
+        for (method, backbone), scores in TABLE_2.items()
+    ]  # fmt: skip
+    return _markdown(["method", "backbone", *(TITLES[name] for name in SETS), "mean"], rows)
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -1,0 +1,287 @@
+"""Linear classification of texts by their word and character n-grams (TF-IDF); loads no torch.
+
+    fit        texts -> fitted model; C chosen by folds
+    Lexical    the fitted model
+    GRID       values of C that are tried
+
+Words: 1- and 2-grams; characters: 2- to 5-grams within words, which serve typing errors, endings, and scripts without
+blanks. Counts are damped (1 + log), weighted by inverse document frequency, and each kind is scaled to unit length
+(Salton and Buckley 1988). Which n-grams count and how much is learned from the training rows of each fold alone; what
+the folds share are raw counts. Document frequencies are those of different texts: repeating a row is the same as
+doubling its weight.
+
+The classifier is a linear support vector machine, one class against the rest (Joachims 1998; squared hinge as in Fan et
+al. 2008, LIBLINEAR), and its margins, divided by a temperature, are the logits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float32, Float64, Int64
+from sklearn.svm import LinearSVC
+
+from sonde.learn.calibration import decide, fit_temperature, to_probabilities
+from sonde.learn.metrics import accuracy, log_loss, macro_f1
+from sonde.learn.ngrams import CHARS, MIN_TEXTS, WORDS, Kind, Vocabulary, learn
+from sonde.learn.problem import Blocks, Outcome, Problem, Record
+
+GRID = (0.1, 0.3, 1.0)
+# Taken if no row could be held out.
+UNCHOSEN_C, UNCHOSEN_TEMPERATURE = 0.3, 0.3
+# Once so many rows that choose were held out, their accuracy is known to half a point, the log loss of neighbouring C
+# closer still: the other folds are trained with the chosen C alone.
+ENOUGH_ROWS = 5000
+# N-grams of one kind that a model may use, the most frequent ones: bounds the size of a saved model.
+MAX_FEATURES = 300_000
+# LIBLINEAR's own default for this solver. At a tenth of it fits take twice as long and no more rows are right.
+TOLERANCE = 0.1
+# Logit of a class that has no training rows: its probability is 0 in float32.
+IMPOSSIBLE = -1e4
+
+
+@dataclass(frozen=True)
+class Block:
+    """The n-grams of one kind that a model uses, and their weights."""
+
+    vocabulary: Vocabulary
+    """N-grams that are counted."""
+    columns: Int64[np.ndarray, " feature"]
+    """Those of them that are used."""
+    idf: Float32[np.ndarray, " feature"]
+    """Inverse document frequency."""
+
+    def features(self, counts: sp.csr_array) -> sp.csr_array:
+        """Counts (row, ngram) -> TF-IDF (row, feature), float32, rows of unit length or zero."""
+        used = sp.csr_array(counts[:, self.columns], dtype=np.float32)  # row ngram -> row feature
+        data = (1 + np.log(used.data)) * self.idf[used.indices]
+        row = np.repeat(np.arange(used.shape[0]), np.diff(used.indptr))
+        data /= np.sqrt(np.bincount(row, data**2, minlength=used.shape[0]))[row]
+        return sp.csr_array((data.astype(np.float32), used.indices, used.indptr), shape=used.shape)
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """A fitted lexical model."""
+
+    blocks: tuple[Block, ...]
+    """Words, then characters."""
+    coefficients: Float32[np.ndarray, "feature class"]
+    """Per feature of all blocks in turn; divided by the temperature."""
+    intercept: Float32[np.ndarray, " class"]
+    """Divided by the temperature."""
+
+    needs: tuple[str, ...] = ()
+    """No blocks."""
+    reads_text: bool = True
+    """It reads the texts."""
+
+    def logits(self, blocks: Blocks, texts: Sequence[str]) -> Float32[np.ndarray, "row class"]:
+        """Margins of the texts, divided by the temperature."""
+        parts = [block.features(block.vocabulary.count(texts)) for block in self.blocks]
+        return np.asarray(_margins(_beside(parts), self.coefficients, self.intercept))
+
+    def strings(self) -> list[str]:
+        """The n-gram of each feature; those of words first."""
+        names = [np.array(block.vocabulary.strings(), dtype=object)[block.columns] for block in self.blocks]
+        return [str(name) for part in names for name in part]
+
+    def record(self) -> Record:
+        """The model as plain data: words as UTF-8 bytes and their ends, n-grams as the codes of `ngrams`."""
+        arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
+        for block in self.blocks:
+            vocabulary, name = block.vocabulary, block.vocabulary.kind.name
+            encoded = [word.encode("utf-8", "surrogatepass") for word in vocabulary.words]
+            arrays[f"{name}/words"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+            arrays[f"{name}/word_ends"] = np.cumsum([len(word) for word in encoded], dtype=np.int64)
+            arrays |= {f"{name}/codes.{level}": codes for level, codes in enumerate(vocabulary.levels)}
+            arrays |= {f"{name}/columns": block.columns, f"{name}/idf": block.idf}
+        return Record({"kind": "lexical", "blocks": [asdict(block.vocabulary.kind) for block in self.blocks]}, arrays)
+
+    @classmethod
+    def from_record(cls, record: Record) -> "Lexical":
+        """The model from plain data."""
+        blocks = tuple(_block(Kind(**kind), record.arrays) for kind in record.settings["blocks"])
+        return cls(blocks, record.arrays["coefficients"], record.arrays["intercept"])
+
+
+def fit(problem: Problem, *, grid: Sequence[float] = GRID) -> Outcome:
+    """Choose C by folds and train the final model.
+
+    Parameters
+    ----------
+    problem : Problem
+    grid : sequence of float
+        Values of C; the strength of the data term, as in scikit-learn.
+
+    Returns
+    -------
+    Outcome
+        C is chosen by log loss on the rows that choose (macro F1 if that is aimed at), as is the temperature. Once
+        enough rows have been held out for the choice of C, the remaining folds are trained with the chosen C alone.
+    """
+    once, origin = _merged(problem)
+    counted = [learn(kind, once.texts) for kind in (WORDS, CHARS)]
+    margins, c, tried = _validate(once, counted, grid)
+    choosing = _choosing(once)
+    temperature = UNCHOSEN_TEMPERATURE
+    if choosing.any():
+        temperature = fit_temperature(margins[choosing], once.targets.take(choosing), once.weights[choosing])
+    blocks, x = _features(counted, once, once.folds.trainable)
+    coefficients, intercept = _solve(x, once, once.folds.trainable, c)
+    scale = np.float32(1 / temperature)
+    summary = {
+        "C": c,
+        "path": tried,
+        "temperature": temperature,
+        "features": {block.vocabulary.kind.name: len(block.columns) for block in blocks},
+        "rows": int(problem.folds.trainable.sum()),
+    }
+    return Outcome(Lexical(blocks, coefficients * scale, intercept * scale), (margins * scale)[origin], summary)
+
+
+_Counted: TypeAlias = Sequence[tuple[Vocabulary, sp.csr_array]]
+
+
+def _merged(problem: Problem) -> tuple[Problem, Int64[np.ndarray, " row"]]:
+    """The problem with repeated rows as one row of their total weight, and which of these each row became."""
+    folds, truth = problem.folds, problem.targets.indicator
+    numbers: dict[tuple[str, int, bool, bool, bytes], int] = {}
+    keys = zip(
+        problem.texts, folds.held.tolist(), folds.trainable.tolist(), folds.conformal.tolist(), truth, strict=True
+    )
+    origin = np.array([numbers.setdefault((*key, labels.tobytes()), len(numbers)) for *key, labels in keys], np.int64)
+    first = np.unique(origin, return_index=True)[1]
+    once = replace(
+        problem,
+        blocks={},
+        texts=[key[0] for key in numbers],
+        targets=problem.targets.take(first),
+        weights=np.bincount(origin, problem.weights),
+        folds=replace(
+            folds, held=folds.held[first], trainable=folds.trainable[first], conformal=folds.conformal[first]
+        ),
+    )
+    return once, origin
+
+
+def _choosing(problem: Problem) -> Bool[np.ndarray, " row"]:
+    return np.asarray(problem.folds.choosing & (problem.weights > 0))
+
+
+def _validate(
+    problem: Problem, counted: _Counted, grid: Sequence[float]
+) -> tuple[Float32[np.ndarray, "row class"], float, list[dict[str, float]]]:
+    """Margins of the held-out rows (else NaN), the chosen C, and what was measured for each C."""
+    folds, choosing = problem.folds, _choosing(problem)
+    margins = {c: np.full(problem.targets.indicator.shape, np.nan, dtype=np.float32) for c in sorted(grid)}
+    tried: list[dict[str, float]] = []
+    if not choosing.any():
+        margins = {UNCHOSEN_C: next(iter(margins.values()))}
+    for fold in sorted(range(folds.n_folds), key=lambda fold: not choosing[folds.held_out(fold)].any()):
+        held, train = folds.held_out(fold), folds.train(fold)
+        blocks, x = _features(counted, problem, train)
+        unseen = _beside([block.features(counts[held]) for block, (_, counts) in zip(blocks, counted, strict=True)])
+        for c, found in margins.items():
+            found[held] = _margins(unseen, *_solve(x, problem, train, c))
+        seen = choosing & np.isfinite(next(iter(margins.values()))).all(axis=1)
+        if len(margins) > 1 and (seen.sum() >= ENOUGH_ROWS or seen.sum() == choosing.sum()):
+            tried = [_measured(problem, c, found, seen) for c, found in margins.items()]
+            c = _best(tried, problem.metric)
+            margins = {c: margins[c]}
+    c, found = next(iter(margins.items()))
+    return found, c, tried
+
+
+def _measured(
+    problem: Problem, c: float, margins: Float32[np.ndarray, "row class"], rows: Bool[np.ndarray, " row"]
+) -> dict[str, float]:
+    targets, weights, multilabel = problem.targets.take(rows), problem.weights[rows], problem.targets.multilabel
+    probabilities = to_probabilities(margins[rows] / fit_temperature(margins[rows], targets, weights), multilabel)
+    predicted = decide(probabilities, multilabel)
+    return {
+        "C": c,
+        "log_loss": log_loss(targets.indicator, probabilities, multilabel=multilabel, weights=weights),
+        "accuracy": accuracy(targets.indicator, predicted, weights=weights),
+        "macro_f1": macro_f1(targets.indicator, predicted, weights=weights),
+    }
+
+
+def _best(tried: Sequence[dict[str, float]], metric: str) -> float:
+    return min(tried, key=lambda one: (-one["macro_f1"] if metric == "macro_f1" else 0.0, one["log_loss"]))["C"]
+
+
+def _features(
+    counted: _Counted, problem: Problem, rows: Bool[np.ndarray, " row"]
+) -> tuple[tuple[Block, ...], sp.csr_array]:
+    """What the rows of positive weight say about n-grams, and their features."""
+    counts = [counts[rows & (problem.weights > 0)] for _, counts in counted]
+    blocks = tuple(_learn_block(vocabulary, part) for (vocabulary, _), part in zip(counted, counts, strict=True))
+    return blocks, _beside([block.features(part) for block, part in zip(blocks, counts, strict=True)])
+
+
+def _learn_block(vocabulary: Vocabulary, counts: sp.csr_array) -> Block:
+    frequency = np.bincount(counts.indices, minlength=vocabulary.size)  # ngram
+    least = MIN_TEXTS
+    if (frequency >= MIN_TEXTS).sum() > MAX_FEATURES:  # the next frequency up keeps ties together
+        least = int(np.partition(frequency, -MAX_FEATURES - 1)[-MAX_FEATURES - 1]) + 1
+    columns = np.flatnonzero(frequency >= least)  # feature
+    idf = np.log((1 + counts.shape[0]) / (1 + frequency[columns])) + 1  # scikit-learn's smooth form
+    return Block(vocabulary, columns, idf.astype(np.float32))
+
+
+def _beside(parts: Sequence[sp.csr_array]) -> sp.csr_array:
+    return sp.csr_array(sp.hstack(parts, format="csr"))
+
+
+def _solve(
+    x: sp.csr_array, problem: Problem, rows: Bool[np.ndarray, " row"], c: float
+) -> tuple[Float32[np.ndarray, "feature class"], Float32[np.ndarray, " class"]]:
+    """Coefficients and intercepts of one machine per class, trained on the rows of positive weight."""
+    rows = rows & (problem.weights > 0)
+    truth, weights = problem.targets.indicator[rows].astype(np.int64), problem.weights[rows]
+    if not problem.targets.multilabel:
+        return _machine(x, truth.argmax(axis=1), truth.shape[1], weights, c, problem.seed)
+    pairs = [_machine(x, label, 2, weights, c, problem.seed) for label in truth.T]  # row class -> row
+    return np.stack([w[:, 1] - w[:, 0] for w, _ in pairs], axis=1), np.array([b[1] - b[0] for _, b in pairs])
+
+
+def _machine(
+    x: sp.csr_array,
+    labels: Int64[np.ndarray, " row"],
+    n_classes: int,
+    weights: Float64[np.ndarray, " row"],
+    c: float,
+    seed: int,
+) -> tuple[Float32[np.ndarray, "feature class"], Float32[np.ndarray, " class"]]:
+    """One machine per class against the rest; for two classes the halves of one, with opposite signs."""
+    present = np.unique(labels)
+    coefficients = np.zeros((x.shape[1], n_classes), dtype=np.float32)
+    intercept = np.full(n_classes, IMPOSSIBLE, dtype=np.float32)
+    intercept[present] = 0
+    if len(present) == 1:
+        return coefficients, intercept
+    padded = x if x.shape[1] else sp.csr_array((x.shape[0], 1), dtype=np.float32)  # no n-gram stands in two texts
+    machine = LinearSVC(C=c, tol=TOLERANCE, random_state=seed).fit(padded, labels, sample_weight=weights)
+    w, b = machine.coef_.T[: x.shape[1]], machine.intercept_
+    if len(present) == 2:
+        w, b = np.hstack([-w / 2, w / 2]), np.concatenate([-b / 2, b / 2])
+    coefficients[:, present], intercept[present] = w, b
+    return coefficients, intercept
+
+
+def _margins(
+    x: sp.csr_array, coefficients: Float32[np.ndarray, "feature class"], intercept: Float32[np.ndarray, " class"]
+) -> Float32[np.ndarray, "row class"]:
+    return np.asarray(x @ coefficients + intercept, dtype=np.float32)
+
+
+def _block(kind: Kind, arrays: Mapping[str, np.ndarray]) -> Block:
+    name = kind.name
+    text, ends = arrays[f"{name}/words"].tobytes(), arrays[f"{name}/word_ends"].tolist()
+    words = tuple(text[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise([0, *ends]))
+    levels = tuple(arrays[f"{name}/codes.{level}"] for level in range(kind.longest - kind.shortest + 1))
+    return Block(Vocabulary(kind, words, levels), arrays[f"{name}/columns"], arrays[f"{name}/idf"])

@@ -1,0 +1,53 @@
+"""Text sets in the words that the tokenizers of `tiny` know, so that tiny random backbones can tell classes apart.
+
+worded      texts and labels of three topics, none of them equal
+make        a classifier on tiny backbones, in float32 and without a store
+RECIPES     recipes that stand for the kinds of learner
+"""
+
+from typing import Any
+
+import numpy as np
+from tiny import build
+
+from sonde import TextClassifier
+
+TOPICS = {
+    "post": "wrote three letters parcel arrived refund late year".split(),
+    "rail": "first trains left early platform".split(),
+    "weather": "cold wind came over hills good".split(),
+}
+COMMON = "the a and on is my nobody knew why again".split()
+RECIPES = ("linear", "lexical", "auto", "llmembed-2", "llmembed-15")
+
+
+def worded(rows: int = 90, seed: int = 0, noise: float = 0.35) -> tuple[list[str], list[str]]:
+    """Texts of eight words; of the topical ones, a share of `noise` come from another topic."""
+    rng = np.random.default_rng(seed)
+    names = list(TOPICS)
+    labels = [names[row % 3] for row in range(rows)]
+    seen: set[str] = set()
+    texts: list[str] = []
+    for label in labels:
+        while (text := _text(rng, label, noise)) in seen:
+            pass
+        seen.add(text)
+        texts.append(text)
+    return texts, labels
+
+
+def _text(rng: np.random.Generator, label: str, noise: float) -> str:
+    others = [name for name in TOPICS if name != label]
+    topics = [label if rng.random() > noise else others[rng.integers(2)] for _ in range(5)]
+    words = [TOPICS[topic][rng.integers(len(TOPICS[topic]))] for topic in topics]
+    words += [COMMON[i] for i in rng.integers(len(COMMON), size=3)]
+    return " ".join(rng.permutation(words).tolist())
+
+
+def backbones(recipe: str) -> tuple[str, ...]:
+    names = ("bert", "electra") if recipe.startswith("llmembed") else ("bert",)
+    return tuple(str(build(name)) for name in names)
+
+
+def make(recipe: str = "linear", **settings: Any) -> TextClassifier:
+    return TextClassifier(recipe, **{"backbones": backbones(recipe), "dtype": "float32", "cache": None, **settings})

@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn import metrics as reference
+
+from sonde.errors import ArgumentError
+from sonde.learn.metrics import (
+    accuracy,
+    expected_calibration_error,
+    holm,
+    log_loss,
+    macro_f1,
+    mcnemar,
+    mean_average_precision,
+    micro_f1,
+    per_class,
+    subset_accuracy,
+)
+
+RNG = np.random.default_rng(0)
+IDS, SAID, WEIGHTS = RNG.integers(0, 4, 200), RNG.integers(0, 4, 200), RNG.uniform(0.1, 3, 200)
+TRUTH, PREDICTED = np.eye(4)[IDS], np.eye(4)[SAID]
+MANY, MANY_SAID, SCORES = RNG.random((200, 5)) < 0.3, RNG.random((200, 5)) < 0.3, RNG.random((200, 5))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_single_label_metrics_equal_scikit_learn(weights):
+    assert accuracy(TRUTH, PREDICTED, weights) == pytest.approx(
+        reference.accuracy_score(IDS, SAID, sample_weight=weights)
+    )
+    for ours, average in ((macro_f1, "macro"), (micro_f1, "micro")):
+        expected = reference.f1_score(IDS, SAID, average=average, sample_weight=weights)
+        assert ours(TRUTH, PREDICTED, weights) == pytest.approx(expected)
+    probabilities = RNG.dirichlet(np.ones(4), 200)
+    assert log_loss(TRUTH, probabilities, weights=weights) == pytest.approx(
+        reference.log_loss(IDS, probabilities, sample_weight=weights)
+    )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_multilabel_metrics_equal_scikit_learn(weights):
+    assert subset_accuracy(MANY, MANY_SAID, weights) == pytest.approx(
+        reference.accuracy_score(MANY, MANY_SAID, sample_weight=weights)
+    )
+    for ours, average in ((macro_f1, "macro"), (micro_f1, "micro")):
+        expected = reference.f1_score(MANY, MANY_SAID, average=average, sample_weight=weights)
+        assert ours(MANY, MANY_SAID, weights) == pytest.approx(expected)
+    assert mean_average_precision(MANY, SCORES, weights) == pytest.approx(
+        reference.average_precision_score(MANY, SCORES, average="macro", sample_weight=weights)
+    )
+    expected = np.mean([reference.log_loss(MANY[:, k], SCORES[:, k], sample_weight=weights) for k in range(5)])
+    assert log_loss(MANY, SCORES, multilabel=True, weights=weights) == pytest.approx(expected)
+
+
+def test_a_label_never_seen_counts_as_wrong():
+    truth = np.array([[1, 0], [0, 0]])
+    predicted = np.array([[1, 0], [1, 0]])
+    assert accuracy(truth, predicted) == 0.5
+    assert macro_f1(truth, predicted) == pytest.approx(2 / 3)
+    assert log_loss(truth, np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(-np.log(1e-7) / 2, rel=1e-6)
+
+
+def test_log_loss_of_certain_and_wrong_is_finite():
+    assert log_loss(np.array([[1, 0]]), np.array([[0.0, 1.0]])) == pytest.approx(-np.log(1e-7))
+
+
+def test_average_precision_leaves_out_labels_that_do_not_occur():
+    truth = np.array([[1, 0], [0, 0]])
+    assert mean_average_precision(truth, np.array([[0.9, 0.3], [0.1, 0.7]])) == 1.0
+    assert mean_average_precision(np.zeros((2, 2)), np.ones((2, 2))) == 0.0
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    confidence = np.concatenate([np.full(500, 0.6), np.full(500, 0.9)])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    right = np.concatenate([np.arange(500) < 300, np.arange(500) < 400])  # .6 and .8 of the rows
+    truth = np.stack([right, ~right], axis=1)
+    assert expected_calibration_error(truth, probabilities) == pytest.approx(0.05)
+    shuffled = RNG.permutation(1000)
+    assert expected_calibration_error(truth[shuffled], probabilities[shuffled]) == pytest.approx(0.05)
+    weights = np.concatenate([np.ones(500), np.full(500, 3.0)])
+    assert expected_calibration_error(truth, probabilities, weights=weights) == pytest.approx(0.075)
+    assert expected_calibration_error(truth, probabilities, multilabel=True) == pytest.approx(0.05)
+
+
+def test_calibration_error_bins_hold_equally_many_rows():
+    confidence = np.linspace(0.5, 1, 3000)
+    truth = np.stack([np.arange(3000) % 2 == 0, np.arange(3000) % 2 == 1], axis=1)
+    error = expected_calibration_error(truth, np.stack([confidence, 1 - confidence], axis=1))
+    assert error == pytest.approx(np.mean(confidence) - 0.5, abs=1e-3)
+
+
+def test_per_class_equals_scikit_learn_and_is_json():
+    table = per_class(np.array(["a", "b", "c", "d"]), TRUTH, PREDICTED)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(IDS, SAID)
+    assert [row["label"] for row in table] == ["a", "b", "c", "d"]
+    assert [row["precision"] for row in table] == pytest.approx(precision.tolist())
+    assert [row["recall"] for row in table] == pytest.approx(recall.tolist())
+    assert [row["f1"] for row in table] == pytest.approx(f1.tolist())
+    assert [row["support"] for row in table] == support.tolist()
+    assert json.loads(json.dumps(table)) == table
+    empty = per_class(np.array([True, False]), np.zeros((3, 2)), np.zeros((3, 2)))
+    assert empty[0] == {"label": True, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def test_mcnemar_is_the_binomial_test_of_the_disagreements():
+    a = np.array([True] * 50 + [True] * 9 + [False] * 2 + [False] * 10)
+    b = np.array([True] * 50 + [False] * 9 + [True] * 2 + [False] * 10)
+    assert mcnemar(a, b, "greater") == pytest.approx(binom.sf(8, 11, 0.5))
+    assert mcnemar(a, b, "less") == pytest.approx(binom.cdf(9, 11, 0.5))
+    assert mcnemar(a, b) == pytest.approx(2 * binom.sf(8, 11, 0.5))
+    assert mcnemar(b, a, "less") == pytest.approx(mcnemar(a, b, "greater"))
+    assert mcnemar(a, a) == 1.0
+    with pytest.raises(ArgumentError, match="two-sided, greater, less"):
+        mcnemar(a, b, "better")
+
+
+def test_holm_multiplies_by_the_number_of_hypotheses_left():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]).tolist() == [1.0, 1.0]
