@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sonde.errors import ArgumentError, RecipeError, SondeWarning
 from sonde.learn import fusion
-from sonde.learn.fusion import ROWS, Fusion, Roles, Standardise, assign
+from sonde.learn.fusion import ROWS, Fusion, Roles, assign
+from sonde.learn.head import Standardise
 
 Lists = list[list[list[float]]]  # block row feature
 

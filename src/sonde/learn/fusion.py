@@ -187,32 +187,6 @@ def median_product(x: Float[Tensor, "row block feature"]) -> float:
     return float(products[:, i, j].abs().median())
 
 
-class Standardise(nn.Module):
-    """(x - mean) / deviation of one block; the identity until `measure` is called."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-
-    def measure(self, block: Float[Tensor, "row feature"], weights: Float[Tensor, "row"]) -> None:
-        """Take mean and deviation of the weighted rows; a constant feature is centred and not scaled."""
-        share = weights / weights.sum()  # row
-        mean = share @ block  # feature
-        variance = share @ (block - mean).square()  # feature; two passes, so that a large mean cancels nothing
-        # Less spread than that is the rounding of float32, not information.
-        constant = variance.sqrt() <= 1e-6 * mean.abs()
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(constant, 1.0, variance.sqrt()))
-
-    def forward(self, block: Float[Tensor, "row feature"]) -> Float[Tensor, "row feature"]:
-        """Standardise a batch."""
-        return (block - self.mean) / self.scale
-
-
 class CoOccurrence(nn.Module):
     """Co with its learned maps: PN(flatten(X X^T)), X = mapped deep blocks stacked with the sentence blocks.
 

@@ -39,11 +39,12 @@ UNCHOSEN_C = 0.01
 # Values of C without improvement after which the path ends: out-of-fold loss has one valley, noise may add a ripple.
 PATIENCE = 2
 # A problem has converged when the decrease that its next step promises (half the Newton decrement) is this fraction of
-# the objective. Fold models only choose and calibrate: at 1e-6 their log loss is right to four digits. For the final
-# model 1e-8 keeps probabilities within 1e-3 of the exact optimum, and is still above what float32 gradients resolve.
+# the objective. Fold models only choose and calibrate: at 1e-6 their held-out log loss was within 3e-4 of that of the
+# exact optimum, and the same C was chosen. For the final model 1e-8 keeps probabilities within 1e-3 of the exact
+# optimum, and is still above what float32 gradients resolve.
 FOLD_TOLERANCE = 1e-6
 FINAL_TOLERANCE = 1e-8
-MAX_ITERATIONS = 300  # ten times what the benchmark sets need for one C
+MAX_ITERATIONS = 300  # 6,532 rows, 5,376 correlated features and 52 classes needed up to 35 for one C of the path
 
 
 @dataclass(frozen=True)
