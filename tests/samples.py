@@ -1,16 +1,22 @@
 """Text sets in the words that the tokenizers of `tiny` know, so that tiny random backbones can tell classes apart.
 
+command     runs `sonde` in this process
 worded      texts and labels of three topics, none of them equal
 make        a classifier on tiny backbones, in float32 and without a store
 RECIPES     recipes that stand for the kinds of learner
 """
 
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny import build
 
-from sonde import TextClassifier
+from sonde import TextClassifier, cli
 
 TOPICS = {
     "post": "wrote three letters parcel arrived refund late year".split(),
@@ -51,3 +57,37 @@ def backbones(recipe: str) -> tuple[str, ...]:
 
 def make(recipe: str = "linear", **settings: Any) -> TextClassifier:
     return TextClassifier(recipe, **{"backbones": backbones(recipe), "dtype": "float32", "cache": None, **settings})
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on standard output of a command that succeeded."""
+        assert self.code == 0, self.err
+        content = json.loads(self.out)
+        assert isinstance(content, dict) and self.out.count("\n") == 1
+        return content
+
+
+Run = Callable[..., Done]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs `sonde` with the arguments it is given."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sonde", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        streams = capsys.readouterr()
+        return Done(int(left.value.code or 0), streams.out, streams.err)
+
+    return run

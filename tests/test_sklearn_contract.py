@@ -198,7 +198,12 @@ def test_evaluating_an_unfitted_classifier_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("names", "kind", "python"),
-    [(("b", "a", "c"), "U", str), ((30, -2, 7), "i", int), ((True, False, True), "b", bool), (("é", "z", "Z"), "U", str)],
+    [
+        (("b", "a", "c"), "U", str),
+        ((30, -2, 7), "i", int),
+        ((True, False, True), "b", bool),
+        (("é", "z", "Z"), "U", str),
+    ],
 )
 def test_classes_are_sorted_and_of_the_type_of_the_labels(names: tuple[Any, ...], kind: str, python: type) -> None:
     order = {topic: names[i] for i, topic in enumerate(["post", "rail", "weather"])}
@@ -410,7 +415,9 @@ def test_metadata_routing_brings_weights_through_cross_validation() -> None:
     with sklearn.config_context(enable_metadata_routing=True):
         asked = make().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         weights = np.where(np.array(LABELS) == "post", 1.0, 0.0)
-        tests = cross_validate(asked, TEXTS, LABELS, cv=3, params={"sample_weight": weights + 1e-6}, error_score="raise")
+        tests = cross_validate(
+            asked, TEXTS, LABELS, cv=3, params={"sample_weight": weights + 1e-6}, error_score="raise"
+        )
         assert tests["test_score"].mean() > 0.95  # only one class counts: whatever is said of the others is no loss
 
 

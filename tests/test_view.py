@@ -76,7 +76,7 @@ def test_windows_lose_nothing_and_are_of_nearly_equal_length(family, max_tokens)
     count = -(-36 // room)
     assert pieces.owner.tolist() == [0, *[1] * count, 2]
     inside = [ids[len(prefix) : len(ids) - len(suffix)] for ids in pieces.ids]
-    assert sum(inside[1:-1], []) == bare(family, LONG)
+    assert [token for part in inside[1:-1] for token in part] == bare(family, LONG)
     assert {len(part) for part in inside[1:-1]} <= {36 // count, -(-36 // count)}
     assert all(ids[: len(prefix)] == prefix and ids[len(ids) - len(suffix) :] == suffix for ids in pieces.ids)
     assert max(map(len, pieces.ids)) <= max_tokens

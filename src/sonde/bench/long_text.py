@@ -1,6 +1,6 @@
 """What to do with long texts: `cut`, `head_tail` and `windows` on IMDb and R8, accuracy and cost.
 
-    run   fit `linear` in each of the three ways at the same max_tokens; write docs/results/long_text.{json,md}
+run   fit `linear` in each of the three ways at the same max_tokens; write docs/results/long_text.{json,md}
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from sonde.bench import machine
 from sonde.bench.datasets import TITLES, DataSet, read_split
 from sonde.bench.machine import Stopwatch
-from sonde.classifier import TextClassifier
+from sonde.classifier import BUNDLE, TextClassifier
 from sonde.errors import SondeWarning
 from sonde.evaluation import evaluate
 from sonde.progress import track
@@ -19,6 +19,7 @@ from sonde.tables import write_atomically
 
 SETS = ("imdb", "r8")
 WAYS = ("cut", "head_tail", "windows")
+BACKBONE = BUNDLE
 MAX_TOKENS = 256
 """The length at which 45% of IMDb is too long, and that all-MiniLM-L6-v2 was trained for."""
 
@@ -26,7 +27,9 @@ TRAIN_ROWS, TEST_ROWS = 4000, 2000
 """A seeded sample: the three ways differ by more than its error on IMDb, and it reads in minutes on a laptop."""
 
 
-def run(*, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any) -> list[Path]:
+def run(
+    *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
+) -> list[Path]:
     """Fit and evaluate each way; arguments as in `bench.tables.run` (`models` is not needed)."""
     names = [name for name in SETS if not only or name in only]
     cells = []
@@ -49,7 +52,7 @@ def run(*, data: Path, models: Path | None, out: Path, rows: int | None, only: l
 
 def _cell(train: DataSet, test: DataSet, way: str) -> dict[str, Any]:
     """One fit without a store, so that the cost of reading is real."""
-    classifier = TextClassifier("linear", max_tokens=MAX_TOKENS, long_text=way, cache=None)
+    classifier = TextClassifier("linear", (BACKBONE,), max_tokens=MAX_TOKENS, long_text=way, cache=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)  # what is lost stands in the table
         watch = Stopwatch()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from sonde.bench import machine
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
@@ -206,8 +207,13 @@ def _test(classifier: TextClassifier, rows: DataSet) -> dict[str, Any]:
         "n": len(correct),
         "accuracy": float(correct.mean()),
         "inference": seconds,
-        "correct": base64.b64encode(np.packbits(correct).tobytes()).decode(),
+        "correct": pack(correct),
     }
+
+
+def pack(correct: Bool[np.ndarray, " row"]) -> str:
+    """Which rows are right, as text: a paired test needs them."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
 def _brief(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from sonde.learn.calibration import decide, fit_temperature, to_probabilities
-from sonde.learn.learning import restore
+from sonde.learn.learning import describe, restore
 from sonde.learn.metrics import accuracy, log_loss, macro_f1
 from sonde.learn.problem import Blocks, Fitted, Outcome, Problem, Record
 from sonde.learn.targets import Targets
 
-# Weights are tried in steps of 1/20: the loss is flat around its minimum, half a step away it differs in the fourth digit.
+# Weights are tried in steps of 1/20: around its minimum the loss is flat, half a step away it differs in the 4th digit.
 STEPS = 20
 
 
@@ -52,9 +52,8 @@ class Blend:
 
     def record(self) -> Record:
         """The model as plain data; the arrays of each learner stand under its name."""
-        records = {name: child.record() for name, child in zip(self.names, self.children, strict=True)}
+        records = {name: describe(child) for name, child in zip(self.names, self.children, strict=True)}
         settings = {
-            "kind": "blend",
             "scales": dict(zip(self.names, self.scales, strict=True)),
             "children": {name: record.settings for name, record in records.items()},
         }

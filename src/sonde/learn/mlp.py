@@ -146,7 +146,7 @@ class _Task:
         runs = [self.run(some, rate, SEARCH_EPOCHS, _sample(watch, self.seed)) for rate in rates]
         return runs, self.run(rows, min(runs, key=lambda run: run.loss).learning_rate, watch=watch)
 
-    def logits(self, network: FusionNetwork, mask: Bool[np.ndarray, " row"]) -> Float32[np.ndarray, "row class"]:
+    def logits(self, network: FusionNetwork, mask: Bool[np.ndarray, " row"]) -> Float32[np.ndarray, "unseen class"]:
         """Logits of the rows of a mask."""
         rows = torch.from_numpy(np.flatnonzero(mask))
         return predict(network, [block[rows] for block in self.data.blocks]).numpy()

@@ -55,7 +55,7 @@ class Vocabulary:
     """What is counted."""
     words: tuple[str, ...]
     """The words by number; empty for characters, whose number is their code point."""
-    levels: tuple[Int64[np.ndarray, " ngram"], ...]
+    levels: tuple[Int64[np.ndarray, " _"], ...]
     """For each length in turn the codes of its n-grams, ascending: the columns in their order."""
 
     @property

@@ -25,7 +25,6 @@ import shutil
 import time
 import zlib
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +46,7 @@ STRAY_SECONDS = 3600.0
 
 _HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 _MARK = secrets.token_hex(4)
+_trusted: dict[Path, tuple[int, int]] = {}  # shards whose checksum was right, as they were then
 
 
 def shard_name(keys: np.ndarray) -> str:
@@ -118,21 +118,33 @@ def opens(path: Path) -> bool:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a shard holds what was written. The bytes are read once a process, unless the file changes."""
+    """Whether a shard holds what was written; if so it counts as used now, by its modification time.
+
+    The bytes are read once a process, unless the file changes. Access times would not do: looking at the hashes of a
+    shard may set them.
+    """
     try:
-        state = path.stat()
+        if _trusted.get(path) != _state(path) and not _matches(path):
+            return False
+        with suppress(OSError):  # a store that may only be read
+            os.utime(path)
+        _trusted[path] = _state(path)
     except OSError:
         return False
-    return _is_intact(path, state.st_mtime_ns, state.st_size)
+    return True
 
 
-@cache
-def _is_intact(path: Path, _changed: int, _size: int) -> bool:
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+def _matches(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as shard:
             checksum = (shard.metadata() or {}).get("crc32")
             return bool(checksum == _checksum(shard.get_tensor("hashes"), shard.get_tensor("values")))
-    except (SafetensorError, OSError):
+    except SafetensorError:
         return False
 
 

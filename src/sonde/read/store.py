@@ -9,8 +9,8 @@ default_root   where the store lies when nobody says otherwise
 Layout: `sonde-store.json` (protocol), `blocks/<key>/block.json` (what the values are) and
 `blocks/<key>/<shard>.safetensors` with `hashes` (row, 16) uint8, `values` (row, dim) and a checksum. A shard is named
 after the hashes it holds and written under a temporary name, then renamed: a shard is whole or absent, writing the
-same rows again gives the same file, and two processes cannot disagree about a name. The modification time of
-`block.json` says when a block was last used, the access time of a shard when one of its rows was.
+same rows again gives the same file, and two processes cannot disagree about a name. The modification times of
+`block.json` and of a shard say when they were last used.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -197,8 +196,6 @@ class Column:
             set_aside(path)
             self.lost.add(name)
             return False
-        with suppress(OSError):  # a store that may only be read
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         self.used.add(name)
         return True
 
@@ -333,7 +330,7 @@ class Store:
             drop_folder(folder)
             yield size
         shards = [(path.stat(), path, column) for column in columns for path in _unused(column)]
-        for state, path, column in sorted(shards, key=lambda entry: entry[0].st_atime_ns):
+        for state, path, column in sorted(shards, key=lambda entry: entry[0].st_mtime_ns):
             path.unlink(missing_ok=True)
             column.lost.add(path.name)
             yield state.st_size

@@ -78,7 +78,8 @@ def tokenise(texts: Sequence[str], tokenizer: Any, view: View) -> Pieces:
     """Turn texts into pieces of at most `view.max_tokens` tokens, special tokens included."""
     prefix, suffix = special_tokens(tokenizer)
     room = max(view.max_tokens - len(prefix) - len(suffix), 1)
-    contents = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    bare = {"add_special_tokens": False, "truncation": False, "verbose": False}
+    contents = tokenizer(list(texts), **bare)["input_ids"] if texts else []
     ids: list[list[int]] = []
     owner: list[int] = []
     lost = np.zeros(len(texts), dtype=np.int64)

@@ -1,0 +1,107 @@
+"""The benchmarks on small data of our own: every line is filled, runs go on where they stopped, pages say their source."""
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from sonde.bench import BENCHES, datasets, long_text, machine, tables
+from sonde.bench.paper import SETS, TABLE_2
+from sonde.errors import DataError
+
+EDGES = {"train": (0, 44), "test": (44, 60)}
+
+
+def write_split(folder: Path, texts: list[str], labels: list[str], split: str) -> None:
+    start, stop = EDGES[split]
+    with gzip.open(folder / f"{split}.csv.gz", "wt", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(texts[start:stop], labels[start:stop], strict=True)])
+
+
+@pytest.fixture
+def data(tmp_path: Path, texts: list[str], labels: list[str]) -> Path:
+    """A folder with r8 and imdb made of the sixty texts."""
+    for name in ("r8", "imdb"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for split in EDGES:
+            write_split(folder, texts, labels, split)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tiny random models under the names of the real ones."""
+    for name in (tables.LLAMA, tables.STORIES):
+        shutil.copytree(tiny.build("llama"), tmp_path / "models" / name)
+    monkeypatch.setattr(tables, "BUNDLE", str(tiny.build("bert")))
+    monkeypatch.setattr(tables, "LLAMA_TOKENS", 32)
+    monkeypatch.setattr(tables, "SEEDS", (0,))
+    monkeypatch.setattr(tables, "READINGS", tuple(
+        tables.Reading(r.place, 32 if r.max_tokens else None, r.sites) for r in tables.READINGS))  # fmt: skip
+    return tmp_path / "models"
+
+
+@pytest.mark.slow
+def test_every_line_is_filled_and_a_second_run_fits_nothing(
+    data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"data": data, "models": models, "rows": None, "only": ["r8"], "cache": tmp_path / "store"}
+    written = tables.run(**settings, out=tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "tables.json").read_text())
+    wanted = {f"r8|{line.name}" for line in tables.columns(True)}
+    assert set(content["cells"]) == wanted and len(wanted) == 5 + 15
+    page = written[1].read_text()
+    assert all(f"`llmembed-{row} [" in page for row in range(1, 16))
+    assert "other backbones" in page and machine.sentence(content["machine"]) in page
+    monkeypatch.setattr(tables, "_fit", lambda *_: pytest.fail("a finished cell was fitted again"))
+    tables.run(**settings, out=tmp_path / "out")
+    assert written[1].read_text() == page
+
+
+def test_accuracy_in_the_page_is_that_of_the_bits() -> None:
+    correct = np.array([1, 1, 0, 1, 0, 1, 1, 1, 1, 0], dtype=bool)
+    packed = tables.pack(correct)
+    test = {"n": 10, "accuracy": 0.7, "correct": packed, "inference": {"seconds": 1.0, "cpu_seconds": 1.0}}
+    cells = {"r8|lexical": {"seeds": [{"seed": 0, "tests": {"test": test}}], "train_rows": 3}}
+    content = {"cells": cells}
+    assert tables._score(content, "r8", "lexical", ("test",)) == pytest.approx(0.7)
+    np.testing.assert_array_equal(tables._bits(content, "r8", "lexical"), correct)
+
+
+def test_long_text_compares_three_ways(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_text, "BACKBONE", str(tiny.build("bert")))
+    monkeypatch.setattr(long_text, "MAX_TOKENS", 8)
+    paths = long_text.run(data=data, models=None, out=tmp_path, rows=None, only=["r8"], cache=None)
+    cells = {cell["long_text"]: cell for cell in json.loads(paths[0].read_text())["cells"]}
+    assert set(cells) == {"cut", "head_tail", "windows"}
+    assert cells["windows"]["lost_tokens"] == 0 < cells["cut"]["lost_tokens"] == cells["head_tail"]["lost_tokens"]
+    assert all(f"`{way}`" in paths[1].read_text() for way in cells)
+
+
+def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
+    assert set(BENCHES) == {"tables", "collapse", "long_text"}
+    with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
+        datasets.read_split(tmp_path, "r8", "train")
+    with pytest.raises(DataError, match="'mr' is unknown; known are: sst2, imdb"):
+        datasets.chosen(["mr"])
+
+
+@pytest.mark.parametrize(
+    ("row", "mean"), [("llmembed-1", 0.9572), ("llmembed-2", 0.9594), ("llmembed-14", 0.9465), ("llmembed-15", 0.9620)]
+)
+def test_the_papers_figures_have_the_papers_means(row: str, mean: float) -> None:
+    scores = next(scores for (method, _), scores in TABLE_2.items() if method == row)
+    assert len(scores) == len(SETS)
+    assert np.mean([s for s in scores if s is not None]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_real_sets_have_their_published_sizes(data_dir: Path) -> None:
+    split = datasets.read_split(data_dir, "r8", "test")
+    assert len(split.texts) == 2189 and len(datasets.label_names(data_dir, "r8")) == 8
+    few = split.take(50)
+    assert len(few.texts) == 50 and few.texts == split.take(50).texts

@@ -1,0 +1,110 @@
+"""The named recipes: complete, described, and each of them reads what its row says."""
+
+import numpy as np
+import pytest
+import tiny
+from samples import make, worded
+
+from sonde.errors import RecipeError
+from sonde.learn import learning
+from sonde.learn.recipes import RECIPES, Reads, find
+
+TEXTS, LABELS = worded(60)
+NEW_TEXTS, NEW_LABELS = worded(45, seed=1)
+NAMES = ["auto", "linear", "lexical", *(f"llmembed-{row}" for row in range(1, 16)), "llmembed"]
+DEEPEST_FIRST = ["0/hidden.3/mean", "0/hidden.2/mean", "0/hidden.1/mean"]
+
+
+def test_the_recipes_are_those_of_the_contract() -> None:
+    assert list(RECIPES) == NAMES
+    assert find("llmembed") is find("llmembed-15")
+    assert all(name in (recipe.name, "llmembed") for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", ["llmembed-16", "Linear", "", None, 15, ("linear",)])
+def test_an_unknown_recipe_is_answered_with_the_list(name: object) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find(name)
+    assert str(caught.value) == f"The recipe {name!r} is unknown; it must be one of: {', '.join(NAMES)}."
+
+
+def test_every_recipe_is_described_in_one_line_and_has_a_learner() -> None:
+    for recipe in RECIPES.values():
+        assert 3 < len(recipe.title) < 80 and recipe.source and "\n" not in recipe.title + recipe.source
+        assert recipe.learner in learning.LEARNERS
+    assert len({recipe.title for recipe in RECIPES.values()}) == len(RECIPES) - 1  # llmembed is llmembed-15
+    assert [name for name, recipe in RECIPES.items() if recipe.has_paper_setting] == NAMES[3:]
+
+
+def test_recipes_are_data_that_nobody_can_change() -> None:
+    with pytest.raises(AttributeError):
+        RECIPES["linear"].name = "other"  # type: ignore[misc]
+    assert hash(Reads(0, "hidden.*", "mean"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs"),
+    [
+        ("linear", ["0/hidden.3/mean"]),
+        ("lexical", []),
+        ("llmembed-1", DEEPEST_FIRST[:1]),
+        ("llmembed-2", DEEPEST_FIRST),
+        ("llmembed-5", [*DEEPEST_FIRST, "1/sentence"]),
+        ("llmembed-15", [*DEEPEST_FIRST, "1/sentence"]),
+    ],
+)
+def test_recipes_need_what_their_rows_say(recipe: str, needs: list[str]) -> None:
+    model = make(recipe).fit(TEXTS, LABELS).model_
+    assert list(model.needs) == needs
+    assert model.reads_text == (recipe == "lexical")
+
+
+def test_auto_reads_every_layer_and_the_text() -> None:
+    classifier = make("auto").fit(TEXTS, LABELS)
+    layers = [f"0/hidden.{layer}/{pooling}" for pooling in ("mean", "max") for layer in range(4)]
+    weights = classifier.summary_["learner"]["weights"]
+    assert weights.keys() == {"layers", "lexical"} and sum(weights.values()) == pytest.approx(1)
+    assert list(classifier.model_.needs) == (layers if weights["layers"] else [])
+    assert classifier.model_.reads_text == (weights["lexical"] > 0)
+
+
+def test_linear_reads_every_backbone_given() -> None:
+    both = tuple(str(tiny.build(name)) for name in ("bert", "gpt2"))
+    assert list(make(backbones=both).fit(TEXTS, LABELS).model_.needs) == ["0/hidden.3/mean", "1/hidden.3/mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", range(1, 16))
+@pytest.mark.parametrize("sentences", [1, 2])
+def test_every_row_of_llmembed_trains_and_learns(row: int, sentences: int) -> None:
+    given = tuple(str(tiny.build(name)) for name in ("bert", "electra", "roberta")[: 1 + sentences])
+    classifier = make(f"llmembed-{row}", backbones=given).fit(*worded(150))
+    assert classifier.score(NEW_TEXTS, NEW_LABELS) > (0.4 if row == 14 else 0.55)  # row 14 has a handful of numbers
+    assert classifier.summary_["recipe"] == f"llmembed-{row}"
+
+
+def test_with_one_sentence_backbone_rows_8_to_10_repeat_5_to_7_and_say_so() -> None:
+    from sonde.errors import SondeWarning
+
+    for row in (8, 9, 10):
+        with pytest.warns(SondeWarning, match=rf"llmembed-{row}|row {row}|[Rr]ow {row - 3}"):
+            repeated = make(f"llmembed-{row}").fit(TEXTS, LABELS)
+        same = make(f"llmembed-{row - 3}").fit(TEXTS, LABELS)
+        np.testing.assert_array_equal(repeated.predict_proba(NEW_TEXTS), same.predict_proba(NEW_TEXTS))
+
+
+@pytest.mark.parametrize("row", [5, 11, 15])
+def test_rows_that_need_a_sentence_backbone_say_so(row: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make(f"llmembed-{row}", backbones=(str(tiny.build("bert")),)).fit(TEXTS, LABELS)
+    assert f"llmembed-{row}" in str(caught.value) and "sentence" in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["linear", "lexical", "auto", "llmembed-2"])
+def test_learners_come_back_from_their_records(recipe: str) -> None:
+    model = make(recipe).fit(TEXTS, LABELS).model_
+    record = learning.describe(model)
+    again = learning.restore(record)
+    assert type(again) is type(model) and again.needs == model.needs and again.reads_text == model.reads_text
+    second = learning.describe(again)
+    assert second.settings == record.settings and second.arrays.keys() == record.arrays.keys()
