@@ -2,13 +2,16 @@
 
 Run by `make demo`; needs no network: the backbone comes from the extra `offline`.
 """
+# ruff: noqa: T201 - a script for a terminal may print
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-import sonde
 from sklearn.model_selection import train_test_split
+
+import sonde
 from sonde.evaluation import evaluate
 from sonde.tables import label_column, read_table, text_column
 
@@ -34,6 +37,9 @@ def main(folder: Path) -> None:
 
     report = evaluate(classifier, test_texts, test_labels)
     print(f"Accuracy on {report['n']} held-out messages: {report['accuracy']:.3f} (macro F1 {report['macro_f1']:.3f})")
+
+    largest = Counter(train_labels).most_common(1)[0][0]
+    print(f"Answering {largest} to all of them would give {test_labels.count(largest) / len(test_labels):.3f}.")
 
     classifier.save(folder)
     again = sonde.load(folder)

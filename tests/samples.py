@@ -19,11 +19,11 @@ from tiny import build
 from sonde import TextClassifier, cli
 
 TOPICS = {
-    "post": "wrote three letters parcel arrived refund late year".split(),
-    "rail": "first trains left early platform".split(),
-    "weather": "cold wind came over hills good".split(),
+    "post": ["wrote", "three", "letters", "parcel", "arrived", "refund", "late", "year"],
+    "rail": ["first", "trains", "left", "early", "platform"],
+    "weather": ["cold", "wind", "came", "over", "hills", "good"],
 }
-COMMON = "the a and on is my nobody knew why again".split()
+COMMON = ["the", "a", "and", "on", "is", "my", "nobody", "knew", "why", "again"]
 RECIPES = ("linear", "lexical", "auto", "llmembed-2", "llmembed-15")
 
 

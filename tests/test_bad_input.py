@@ -1,4 +1,4 @@
-"""What users get wrong. Errors: a sentence of at most three lines, exit code 2. Oddities: a warning, counted, exit 0."""
+"""What users get wrong. Errors: a sentence of three lines at most, exit code 2. Oddities: a counted warning, exit 0."""
 
 import errno
 import json
@@ -142,7 +142,7 @@ def test_mixed_label_types(tmp_path: Path, run: Run) -> None:
     refused(run("fit", tmp_path / "t.jsonl", "--out", tmp_path / "m", *LINEAR), sentence)
     with pytest.raises(DataError, match=r"Labels mix int \(row 0: 1\) and str \(row 1: 'two'\)"):
         make().fit(TEXTS, [1, "two", *LABELS[2:]])
-    with pytest.raises(DataError, match="a fraction. Labels are text, whole numbers or booleans"):
+    with pytest.raises(DataError, match=r"a fraction\. Labels are text, whole numbers or booleans"):
         make().fit(TEXTS, [0.5] * 90)
 
 
@@ -446,7 +446,7 @@ def test_test_texts_that_stand_in_train(tmp_path: Path, model: Path, run: Run) -
 
 
 def test_long_texts_are_counted(tmp_path: Path, model: Path, run: Run) -> None:
-    texts = texts_with({row: "the wind " * 60 for row in range(5)}, NEW_TEXTS)
+    texts = texts_with(dict.fromkeys(range(5), "the wind " * 60), NEW_TEXTS)
     write_table(tmp_path / "t.csv", {"text": texts, "label": NEW_LABELS})
     assert run("evaluate", model, tmp_path / "t.csv", *EXACT, "--json").json["truncated_rows"] == 5
     done = run("fit", tmp_path / "t.csv", "--out", tmp_path / "m", *LINEAR, "--json")

@@ -345,7 +345,7 @@ def test_label_sets_hold_the_truth_as_often_as_promised() -> None:
         assert all(sets), "a set is never empty"
         assert np.mean([label in given for label, given in zip(labels, sets, strict=True)]) > 1 - alpha - 0.1
     assert np.mean([len(given) for given in sets]) < 3
-    with pytest.raises(ArgumentError, match="alpha is 1.5; it must lie between 0 and 1"):
+    with pytest.raises(ArgumentError, match=r"alpha is 1\.5; it must lie between 0 and 1"):
         classifier.predict_set(texts, alpha=1.5)
 
 

@@ -71,7 +71,7 @@ def test_odd_texts_are_counted_and_kept() -> None:
         assert as_texts(odd) == odd
 
 
-@pytest.mark.parametrize("text", ["fine", "ünïcödé 🎉 ", "\u200b\ufeff", "x" * (HUGE_CHARACTERS - 1), "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")])  # fmt: skip
+@pytest.mark.parametrize("text", ["fine", "ünïcödé 🎉 ", "\u200b\ufeff", "x" * (HUGE_CHARACTERS - 1), "\U0001f600"])
 def test_ordinary_texts_give_no_warning(text: str) -> None:
     assert said([text]) == {}
 
@@ -111,9 +111,9 @@ def test_what_are_no_labels_is_refused(labels: Any, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("weights", [[1, 2.5], (1, 2.5), np.array([1, 2.5], np.float32), pd.Series([1, 2.5]), pl.Series([1, 2.5])])  # fmt: skip
-def test_weights_become_float64(weights: Any) -> None:
-    array = as_weights(weights, 2)
+@pytest.mark.parametrize("container", [list, tuple, np.float32, pd.Series, pl.Series])
+def test_weights_become_float64(container: Any) -> None:
+    array = as_weights(container([1.0, 2.5]), 2)
     assert array.dtype == np.float64 and array.tolist() == [1.0, 2.5]
     assert as_weights(None, 3).tolist() == [1.0, 1.0, 1.0]
 

@@ -325,7 +325,10 @@ def test_containers_are_alike(texts: Any, labels: Any, fitted: dict[str, TextCla
 
 @pytest.mark.parametrize("matrix", [np.array, pd.DataFrame, pl.DataFrame, list], ids=lambda kind: kind.__module__)
 def test_containers_of_label_matrices_are_alike(matrix: Any) -> None:
-    table = [[int(label == "rail"), int("late" in text), int("the" in text)] for text, label in zip(TEXTS, LABELS)]
+    table = [
+        [int(label == "rail"), int("late" in text), int("the" in text)]
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
     rows = matrix(np.array(table)) if matrix is not list else table
     classifier = make().fit(TEXTS, rows)
     expected = make().fit(TEXTS, np.array(table))
@@ -339,7 +342,7 @@ def test_containers_of_label_matrices_are_alike(matrix: Any) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_fitted_classifiers_can_be_copied(recipe: str, fitted: dict[str, TextClassifier]) -> None:
     expected = fitted[recipe].predict_proba(NEW_TEXTS)
-    for copied in (copy.deepcopy(fitted[recipe]), pickle.loads(pickle.dumps(fitted[recipe]))):
+    for copied in (copy.deepcopy(fitted[recipe]), pickle.loads(pickle.dumps(fitted[recipe]))):  # noqa: S301  (our own)
         np.testing.assert_array_equal(copied.predict_proba(NEW_TEXTS), expected)
 
 
@@ -422,9 +425,10 @@ def test_metadata_routing_brings_weights_through_cross_validation() -> None:
 
 
 def test_metadata_that_nobody_asked_for_is_refused() -> None:
-    with sklearn.config_context(enable_metadata_routing=True):
-        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
-            make_pipeline(FunctionTransformer(), make()).fit(TEXTS, LABELS, sample_weight=uneven_weights())
+    routing, refusal = sklearn.config_context(enable_metadata_routing=True), pytest.raises(UnsetMetadataPassedError)
+    with routing, refusal as caught:
+        make_pipeline(FunctionTransformer(), make()).fit(TEXTS, LABELS, sample_weight=uneven_weights())
+    assert "sample_weight" in str(caught.value)
 
 
 def test_a_validation_set_can_be_routed_too() -> None:

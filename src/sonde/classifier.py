@@ -215,7 +215,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups = _groups(recipe, sources)
         blocks = list(dict.fromkeys(block for group in groups for block in group))
         store = open_store(self.cache)
-        prepare(len(set(texts)), sources, blocks, store)
+        prepare(len(texts), sources, blocks, store, texts=texts)
         window = read(texts, sources, blocks, store)
         _warn_lost(window)
         return [[block.name for block in group] for group in groups], window, sources
@@ -330,9 +330,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return decided.astype(np.int64)
         return [self.classes_[row].tolist() for row in decided]
 
-    def stream(self, texts: Any) -> Iterator[tuple[Float[np.ndarray, "row class"], int]]:
-        """Windows of consecutive texts -> (probabilities, truncated rows); memory does not grow with the texts."""
-        for logits, lost in self._windows(as_texts(texts)):
+    def stream(self, texts: list[str]) -> Iterator[tuple[Float[np.ndarray, "row class"], int]]:
+        """Windows of consecutive texts -> (probabilities, truncated rows); the texts are checked by `as_texts` already."""
+        for logits, lost in self._windows(texts):
             yield calibration.to_probabilities(logits / self.temperature_, self.multilabel_), lost
 
     def _scaled_logits(self, texts: Any) -> Float32[np.ndarray, "row class"]:
@@ -462,9 +462,8 @@ def load(
             raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ModelError(
-            f"{folder} is damaged: {type(error).__name__} {error}. Copy it again or train it again."
-        ) from error
+        what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ModelError(f"{folder} is damaged: {what}. Copy it again or train it again.") from error
     return classifier
 
 
@@ -501,8 +500,12 @@ def _compare(classifier: TextClassifier, content: Mapping[str, Any], arrays: Map
             raise ModelError(
                 f"The entry {name!r} of {saving.MANIFEST} is not as sonde writes it; the model is damaged."
             )
-    if odd := sorted(classifier._arrays().keys() ^ arrays.keys()):
+    held = classifier._arrays()
+    if odd := sorted(held.keys() ^ arrays.keys()):
         raise ModelError(f"The array {odd[0]!r} is missing or too many for this learner; the model is damaged.")
+    for name, array in held.items():
+        if array.shape != arrays[name].shape or not np.array_equal(array, arrays[name]):
+            raise ModelError(f"The array {name!r} does not fit the others of this learner; the model is damaged.")
     classes, thresholds = classifier.classes_, classifier.thresholds_
     if len(classes) < 2 or not np.array_equal(np.unique(classes), classes):
         raise ModelError("The classes are not two or more distinct labels in order; the model is damaged.")

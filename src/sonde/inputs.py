@@ -32,7 +32,7 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
     """
     if isinstance(texts, str | bytes):
         raise DataError(f"{what} is one string; give a list of strings, for example [{texts[:20]!r}].")
-    if getattr(texts, "ndim", 1) != 1 or isinstance(texts, dict) or not isinstance(texts, Iterable):
+    if len(getattr(texts, "shape", (0,))) != 1 or isinstance(texts, dict) or not isinstance(texts, Iterable):
         shape = getattr(texts, "shape", None)
         raise DataError(
             f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else ".")
@@ -102,7 +102,10 @@ def as_weights(weights: Any, rows: int) -> Float64[np.ndarray, " row"]:
     """Sample weights, one a text, finite and not negative; ones if None."""
     if weights is None:
         return np.ones(rows)
-    array = np.asarray(weights, dtype=np.float64)
+    try:
+        array = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"sample_weight must hold numbers, one for each of {rows} texts ({error}).") from error
     if array.shape != (rows,):
         raise ArgumentError(f"sample_weight has shape {array.shape}; it must have one number for each of {rows} texts.")
     if not np.isfinite(array).all() or (array < 0).any() or not array.any():

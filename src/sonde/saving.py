@@ -55,6 +55,7 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
         If `folder` is something else, or cannot be written.
     """
     target = check_target(folder).resolve()  # a symbolic link keeps pointing at the folder it names
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # keeps arrays without dimensions
     shapes = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in sorted(arrays.items())}
     manifest = {"format": "sonde model", "protocol": PROTOCOL, **content, "arrays": shapes}
     assert manifest.keys() == ENTRIES, "a manifest holds what its protocol says"
@@ -63,7 +64,7 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
     try:
         fresh.mkdir(parents=True)
         _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode())
-        _write(fresh / ARRAYS, save_safetensors({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        _write(fresh / ARRAYS, save_safetensors(arrays))
         if target.exists():
             target.rename(old)
         fresh.rename(target)

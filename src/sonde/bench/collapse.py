@@ -138,7 +138,8 @@ def run(
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist. `sonde bench collapse` needs the folder of {DEEP}: give --models.")
     train, test = (read_split(data, DATA_SET, split).take(rows) for split in ("train", "test"))
-    return measure(train, test, str(folder), cache=cache).write_results(out)
+    result = measure(train, test, str(folder), BUNDLE, cache=cache, table_rows=TABLE_ROWS, max_tokens=MAX_TOKENS)
+    return result.write_results(out)
 
 
 def measure(

@@ -166,7 +166,7 @@ def _read_all(
         if key in results.content["reading"]:  # a second pass is served by the store and tells nothing
             continue
         watch = Stopwatch()
-        prepare(len(rows.texts), source, blocks, store)
+        prepare(len(rows.texts), source, blocks, store, texts=rows.texts)
         window = read(rows.texts, source, blocks, store)
         tokens = {"tokens": int(window.tokens.sum()), "lost_tokens": int(window.lost.sum())}
         results.put("reading", key, {**watch.read(), "rows": len(rows.texts), "blocks": len(blocks), **tokens})
