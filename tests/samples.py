@@ -24,7 +24,10 @@ TOPICS = {
     "weather": ["cold", "wind", "came", "over", "hills", "good"],
 }
 COMMON = ["the", "a", "and", "on", "is", "my", "nobody", "knew", "why", "again"]
-RECIPES = ("linear", "lexical", "auto", "llmembed-2", "llmembed-15")
+RECIPES = [
+    *("linear", "lexical", "auto"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llmembed-2", "llmembed-15")),
+]
 
 
 def worded(rows: int = 90, seed: int = 0, noise: float = 0.35) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
-from samples import Done, Run, command, make, worded
+from samples import RECIPES, Done, Run, command, make, worded
 
 import sonde
 from sonde.errors import BackboneError, DataError, InputError, StoreError
@@ -374,7 +374,7 @@ def test_lone_surrogates(tmp_path: Path, model: Path, run: Run) -> None:
     assert read_table(tmp_path / "o.csv").columns["text"][7] == "the \ufffd wind"
 
 
-@pytest.mark.parametrize("recipe", ["lexical", "auto", "llmembed-2"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_odd_texts_stop_no_recipe(recipe: str) -> None:
     odd = texts_with({0: "", 1: " ", 2: "\0", 3: "\ud800", 4: "wind " * 200_001, 5: "é\u2028🎉", 6: "x" * 10**6})
     with pytest.warns(sonde.errors.SondeWarning):
@@ -410,7 +410,7 @@ def test_a_class_with_fewer_rows_than_folds(tmp_path: Path, run: Run) -> None:
     assert sonde.load(tmp_path / "m", cache=None).classes_.tolist() == ["post", "rail", "rare", "single", "weather"]
 
 
-@pytest.mark.parametrize("recipe", ["linear", "lexical", "auto", "llmembed-2"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_hardly_any_rows(recipe: str) -> None:
     """Two rows, one a class: nothing can be chosen, and that is said."""
     with pytest.warns(sonde.errors.SondeWarning, match="No rows can be held out"):

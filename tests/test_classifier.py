@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import make, worded
+from samples import RECIPES, make, worded
 from sklearn.metrics import recall_score
 
 import sonde
@@ -124,7 +124,7 @@ def test_rows_may_have_no_label() -> None:
     assert [] in predicted
 
 
-@pytest.mark.parametrize("recipe", ["lexical", "auto", "llmembed-2"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_kind_of_learner_takes_several_labels(recipe: str) -> None:
     texts, labels = _two_topics(0)
     report = evaluate(make(recipe).fit(texts, labels), *_two_topics(1))
@@ -187,7 +187,7 @@ def test_the_validation_set_chooses() -> None:
     assert misled.summary_["out_of_fold"]["accuracy"] < 0.4 < honest.summary_["out_of_fold"]["accuracy"]
 
 
-@pytest.mark.parametrize("recipe", ["lexical", "auto", "llmembed-2"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_kind_of_learner_takes_a_validation_set(recipe: str) -> None:
     classifier = make(recipe).fit(TEXTS, LABELS, validation=(NEW_TEXTS, NEW_LABELS))
     assert classifier.summary_["out_of_fold"]["rows"] == len(NEW_TEXTS)
@@ -209,14 +209,14 @@ def test_validation_must_be_a_pair(wrong: object) -> None:
         make().fit(TEXTS, LABELS, validation=wrong)
 
 
-def test_random_labels_are_judged_at_chance() -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_random_labels_are_judged_at_chance(recipe: str) -> None:
     """The out-of-fold figures are honest: where there is nothing to learn they say so."""
-    for recipe in ("linear", "lexical", "auto"):
-        found = [
-            make(recipe, random_state=seed).fit(TEXTS, shuffled(LABELS, seed)).summary_["out_of_fold"]["accuracy"]
-            for seed in range(4)
-        ]
-        assert 0.21 < np.mean(found) < 0.45, recipe  # 480 rows judged; 1/3 is chance, 5.5 standard errors wide
+    found = [
+        make(recipe, random_state=seed).fit(TEXTS, shuffled(LABELS, seed)).summary_["out_of_fold"]["accuracy"]
+        for seed in range(4)
+    ]
+    assert 0.21 < np.mean(found) < 0.45  # at least 190 rows judged; 1/3 is chance, 3.5 standard errors wide
 
 
 def test_out_of_fold_accuracy_foretells_the_accuracy_on_new_texts() -> None:
@@ -242,7 +242,7 @@ def test_balanced_is_the_inverse_frequency_of_scikit_learn() -> None:
     np.testing.assert_allclose(weighted.predict_proba(NEW_TEXTS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["linear", "lexical", "auto", "llmembed-2"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_balanced_finds_more_of_a_rare_class(recipe: str) -> None:
     texts, labels = worded(300, seed=3)
     recall = {
@@ -299,7 +299,7 @@ def test_training_leaves_the_global_generators_alone() -> None:
     np.random.seed(3)
     torch.manual_seed(3)
     expected = np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
-    for recipe in ("linear", "lexical", "llmembed-2"):
+    for recipe in ("linear", "lexical", "llmembed-1"):
         make(recipe, random_state=1).fit(TEXTS, LABELS).predict(NEW_TEXTS)
     assert (np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == expected
 
@@ -330,7 +330,7 @@ def test_wrong_arguments_are_refused_by_fit(settings: dict[str, object], error: 
 
 
 def test_recipes_say_which_role_lacks_a_backbone() -> None:
-    with pytest.raises(RecipeError, match="llmembed-5"):
+    with pytest.raises(RecipeError, match="LLMEmbed row 5 needs the sentence role B"):
         make("llmembed-5", backbones=make().backbones).fit(TEXTS, LABELS)
 
 

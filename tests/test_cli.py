@@ -75,13 +75,13 @@ def test_fit_takes_every_option(files: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "names.json").write_text(json.dumps({"label_names": ["Post", "Rail", "Weather"]}))
     done = run(
         *("fit", tmp_path / "train.tsv.gz", "--out", tmp_path / "model", "--text", "words", "--label", "kind"),
-        *("--label-names", tmp_path / "names.json", "--validation", tmp_path / "held.jsonl", "--recipe", "llmembed-5"),
+        *("--label-names", tmp_path / "names.json", "--validation", tmp_path / "held.jsonl", "--recipe", "linear"),
         *("--backbone", BERT, "--backbone", tiny.build("electra"), "--max-tokens", 32, "--long-text", "head_tail"),
         *("--class-weight", "balanced", "--metric", "macro_f1", "--seed", 7, "--dtype", "float32", "--device", "cpu"),
         *("--cache", tmp_path / "cache", "--json"),
     )
     content = done.json
-    assert content["recipe"] == "llmembed-5" and content["out_of_fold"]["rows"] == 45
+    assert content["recipe"] == "linear" and content["out_of_fold"]["rows"] == 45
     assert (tmp_path / "cache" / "sonde-store.json").is_file()
     classifier = sonde.load(tmp_path / "model", cache=None)
     assert classifier.classes_.tolist() == ["Post", "Rail", "Weather"]
@@ -107,6 +107,7 @@ def test_fit_options_arrive_at_the_classifier(
     assert seen["backbones"] == ("sentence-transformers/all-MiniLM-L6-v2",) and seen["paper"] is False
 
 
+@pytest.mark.slow
 def test_fit_in_the_setting_of_the_paper(files: Path, tmp_path: Path, run: Run) -> None:
     options = ("--recipe", "llmembed-1", *LINEAR[2:], "--paper", "--json")
     assert run("fit", files / "train.csv", "--out", tmp_path / "m", *options).json["paper"] is True
@@ -230,7 +231,9 @@ def test_predict_reads_long_files_in_stretches(files: Path, tmp_path: Path, run:
     rows = 8192 + 7
     write_table(tmp_path / "long.csv", {"text": [NEW_TEXTS[i % 45] for i in range(rows)]})
     options = ("--out", tmp_path / "out.csv", *EXACT, "--json")
-    assert run("predict", files / "model", tmp_path / "long.csv", *options).json["rows"] == rows
+    done = run("predict", files / "model", tmp_path / "long.csv", *options)
+    assert done.json["rows"] == rows
+    assert done.err.count("reading") == 1 and f"{rows}/{rows}" in done.err
     labels = read_table(tmp_path / "out.csv").columns["label"]
     assert labels == [labels[i % 45] for i in range(rows)]
 

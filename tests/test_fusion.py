@@ -105,14 +105,26 @@ def test_power_normalise_does_not_overflow():
 
 @given(equal_blocks(widest=3))
 @settings(deadline=None)
-def test_unit_rows_equal_a_loop(blocks):
-    actual = fusion.unit_rows(torch.stack(tensors(blocks), dim=1))
-    for b, block in enumerate(blocks):
-        for r, row in enumerate(block):
-            length = math.sqrt(sum(value * value for value in row))
-            if length > 1e-9:
-                close(actual[r, b], [value / length for value in row])
+def test_unit_products_equal_a_loop(blocks):
+    actual = fusion.unit_products(torch.stack(tensors(blocks), dim=1))
+    for r in range(len(blocks[0])):
+        unit = []
+        for block in blocks:
+            length = math.sqrt(sum(value * value for value in block[r]))
+            unit.append([value / length if length > 1e-9 else math.nan for value in block[r]])
+        for i, x in enumerate(unit):
+            for j, y in enumerate(unit):
+                expected = sum(a * b for a, b in zip(x, y, strict=True))
+                assert math.isnan(expected) or float(actual[r, i, j]) == pytest.approx(expected, abs=1e-6)
     assert torch.isfinite(actual).all()
+
+
+def test_a_block_of_zeros_has_products_and_gradients_of_zero():
+    x = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]], requires_grad=True)
+    products = fusion.unit_products(x)
+    assert products.detach().tolist() == [[[0.0, 0.0], [0.0, 1.0]]]
+    products.sum().backward()
+    assert torch.isfinite(x.grad).all()
 
 
 @given(equal_blocks())
@@ -128,7 +140,8 @@ def test_median_product_equals_a_loop_over_pairs_of_different_blocks(blocks):
     ]
     # torch takes the lower of the two middle values
     expected = statistics.median_low(products)
-    assert fusion.median_product(torch.stack(tensors(blocks), dim=1)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    actual = fusion.median_product(fusion.products(torch.stack(tensors(blocks), dim=1)))
+    assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_standardise_equals_numpy_and_weights_equal_repeats():
@@ -249,7 +262,7 @@ def test_calibrate_sets_sigma_to_one_over_the_median_product():
     module, _ = made(14, deep, sentences, scaled=True)
     module.co.calibrate(deep, sentences)
     with torch.no_grad():
-        x = module.co.stack(deep, sentences)
+        x = torch.nn.functional.normalize(module.co.stack(deep, sentences), dim=2)
     pairs = [abs(float(x[r, i] @ x[r, j])) for r in range(5) for i in range(5) for j in range(i)]
     assert float(module.co.sigma) == pytest.approx(1 / statistics.median_low(pairs), rel=1e-4)
     values = module(deep, sentences).detach().abs()

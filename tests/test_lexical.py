@@ -19,7 +19,6 @@ from sonde.learn.ngrams import CHARS, WORDS, Kind, learn
 from sonde.learn.problem import Outcome, Problem
 from sonde.learn.splitting import make_folds, validation_folds
 from sonde.learn.targets import encode
-from sonde.learn.tfidf import Block
 
 STRANGE = [
     "",
@@ -209,7 +208,7 @@ def test_a_validation_set_chooses_and_does_not_train(texts: list[str], labels: l
     assert outcome.summary["rows"] == 40
 
 
-def test_characters_are_used_only_if_they_help(texts: list[str], labels: list[str]) -> None:
+def test_characters_have_no_part_if_their_share_is_zero(texts: list[str], labels: list[str]) -> None:
     words = lexical.fit(problem(texts, labels), shares=[0.0]).model
     assert isinstance(words, Lexical)
     assert [block.vocabulary.kind.name for block in words.blocks] == ["word"]
@@ -236,3 +235,12 @@ def test_a_record_gives_identical_logits(texts: list[str], labels: list[str], sh
 def test_it_loads_no_torch() -> None:
     code = "import sys; import sonde.learn.lexical; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_characters_are_read_up_to_a_limit_and_words_to_the_end(topics: list[str], labels: list[str]) -> None:
+    long = [f"{text} {'x' * 600} {name}" for text, name in zip(topics, labels * 4, strict=True)]
+    outcome = lexical.fit(problem(long, labels * 4), grid=[1.0], shares=[1.0])
+    assert outcome.summary["texts_cut"] == {"word": 0, "char": 240}
+    model = outcome.model
+    assert isinstance(model, Lexical) and "kitchen" in model.blocks[0].strings()
+    assert not any(gram.startswith(" kitch") for gram in model.blocks[1].strings())

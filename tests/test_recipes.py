@@ -49,8 +49,8 @@ def test_recipes_are_data_that_nobody_can_change() -> None:
         ("lexical", []),
         ("llmembed-1", DEEPEST_FIRST[:1]),
         ("llmembed-2", DEEPEST_FIRST),
-        ("llmembed-5", [*DEEPEST_FIRST, "1/sentence"]),
-        ("llmembed-15", [*DEEPEST_FIRST, "1/sentence"]),
+        pytest.param("llmembed-5", [*DEEPEST_FIRST, "1/sentence"], marks=pytest.mark.slow),
+        ("llmembed-14", [*DEEPEST_FIRST, "1/sentence"]),
     ],
 )
 def test_recipes_need_what_their_rows_say(recipe: str, needs: list[str]) -> None:
@@ -83,6 +83,7 @@ def test_every_row_of_llmembed_trains_and_learns(row: int, sentences: int) -> No
     assert classifier.summary_["recipe"] == f"llmembed-{row}"
 
 
+@pytest.mark.slow
 def test_with_one_sentence_backbone_rows_8_to_10_repeat_5_to_7_and_say_so() -> None:
     from sonde.errors import SondeWarning
 

@@ -234,7 +234,7 @@ def test_predict_is_the_most_probable_class_and_probabilities_sum_to_one(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_learns(recipe: str, fitted: dict[str, TextClassifier]) -> None:
-    assert fitted[recipe].score(NEW_TEXTS, NEW_LABELS) > 0.6  # chance: 1/3
+    assert fitted[recipe].score(NEW_TEXTS, NEW_LABELS) > 0.5  # chance: 1/3
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -417,11 +417,10 @@ def test_metadata_routing_brings_weights_through_a_pipeline() -> None:
 def test_metadata_routing_brings_weights_through_cross_validation() -> None:
     with sklearn.config_context(enable_metadata_routing=True):
         asked = make().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
-        weights = np.where(np.array(LABELS) == "post", 1.0, 0.0)
-        tests = cross_validate(
-            asked, TEXTS, LABELS, cv=3, params={"sample_weight": weights + 1e-6}, error_score="raise"
-        )
-        assert tests["test_score"].mean() > 0.95  # only one class counts: whatever is said of the others is no loss
+        weights = {"sample_weight": np.where(np.array(LABELS) == "post", 1.0, 0.01)}
+        tests = cross_validate(asked, TEXTS, LABELS, cv=3, params=weights, error_score="raise")
+    assert tests["test_score"].mean() > 0.9  # hardly any class but one counts: what is said of the others is no loss
+    assert cross_val_score(make(), TEXTS, LABELS, cv=3).mean() < 0.85
 
 
 def test_metadata_that_nobody_asked_for_is_refused() -> None:
@@ -443,3 +442,4 @@ def test_labels_are_no_metadata() -> None:
         requests = make().get_metadata_routing()
         assert requests.fit.requests.keys() == {"sample_weight", "validation"}
         assert requests.score.requests.keys() == {"sample_weight"}
+        assert not requests.predict.requests and not requests.predict_proba.requests

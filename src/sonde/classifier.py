@@ -90,9 +90,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         What was chosen and measured during training, JSON-able.
     """
 
-    # scikit-learn calls the second argument y; under our name it is no metadata to be routed
-    __metadata_request__fit: ClassVar = {"labels": metadata_routing.UNUSED}
-    __metadata_request__score: ClassVar = {"labels": metadata_routing.UNUSED}
+    # scikit-learn calls them X and y; under our names too they are no metadata to be routed
+    __metadata_request__fit: ClassVar = {"texts": metadata_routing.UNUSED, "labels": metadata_routing.UNUSED}
+    __metadata_request__score: ClassVar = {"texts": metadata_routing.UNUSED, "labels": metadata_routing.UNUSED}
+    __metadata_request__predict: ClassVar = {"texts": metadata_routing.UNUSED}
+    __metadata_request__predict_proba: ClassVar = {"texts": metadata_routing.UNUSED}
+    __metadata_request__decision_function: ClassVar = {"texts": metadata_routing.UNUSED}
 
     def __init__(
         self,
@@ -331,7 +334,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [self.classes_[row].tolist() for row in decided]
 
     def stream(self, texts: list[str]) -> Iterator[tuple[Float[np.ndarray, "row class"], int]]:
-        """Windows of consecutive texts -> (probabilities, truncated rows); the texts are checked by `as_texts` already."""
+        """Windows of texts that `as_texts` has checked -> (probabilities, truncated rows)."""
         for logits, lost in self._windows(texts):
             yield calibration.to_probabilities(logits / self.temperature_, self.multilabel_), lost
 

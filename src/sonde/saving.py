@@ -83,6 +83,9 @@ def check_target(folder: Path | str) -> Path:
     """The folder to save to, if it is free, empty or a saved model and nothing else; `ModelError` else."""
     target = Path(folder)
     held = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    parent = next(path for path in [*target.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ModelError(f"{target} cannot be made: {parent} is no folder that you may write to. Give another folder.")
     if target.is_file() or (held and MANIFEST not in held):
         raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
     if foreign := sorted(held - {MANIFEST, ARRAYS}):

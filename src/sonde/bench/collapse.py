@@ -30,7 +30,7 @@ from sonde.learn.fusion import ROWS
 from sonde.learn.head import DEFAULT, PAPER, Setting
 from sonde.learn.problem import Blocks, Problem
 from sonde.learn.recipes import LLMEMBED_DEPTHS
-from sonde.learn.splitting import make_folds
+from sonde.learn.splitting import Folds, make_folds
 from sonde.learn.targets import Targets, encode
 from sonde.learn.training import Loss, cross_entropy
 from sonde.progress import track
@@ -171,10 +171,14 @@ def measure(
     watch = Stopwatch()
     blocks, names = _read(train.texts + test.texts, deep, sentence, max_tokens, cache)
     targets = encode(train.labels)
-    folds, weights = make_folds(train.texts, targets, seed=seed), np.ones(len(train.texts))
+    weights = np.ones(len(train.texts))
+    folds = {False: make_folds(train.texts, targets, seed=seed), True: _no_folds(len(weights))}
     problems = {
-        pads: Problem(_part(given, slice(len(weights))), train.texts, targets, weights, folds, "accuracy", seed)
-        for pads, given in blocks.items()
+        (pads, fixed): Problem(
+            _part(blocks[pads], slice(len(weights))), train.texts, targets, weights, folds[fixed], "accuracy", seed
+        )
+        for pads in blocks
+        for fixed in folds
     }
     unseen = {pads: _part(given, slice(len(weights), None)) for pads, given in blocks.items()}
     cells: list[Cell] = []
@@ -182,12 +186,18 @@ def measure(
         for row in table_rows:
             clean = None  # the first variant
             for key, variant in VARIANTS.items():
-                cell = _cell(problems[variant.pads], names, row, key, unseen[variant.pads], test, clean)
+                problem = problems[variant.pads, variant.setting.patience is None]
+                cell = _cell(problem, names, row, key, unseen[variant.pads], test, clean)
                 clean = cell.accuracy if clean is None else clean
                 cells.append(cell)
                 advance(1)
     largest, seconds = _largest(targets, test), watch.read()["seconds"]
     return Collapse(tuple(cells), largest, len(train.texts), len(test.texts), seconds, machine.describe())
+
+
+def _no_folds(rows: int) -> Folds:
+    """For settings that choose nothing: like the released code, they train on all rows and validate on none."""
+    return Folds(np.full(rows, -1), np.ones(rows, dtype=bool), np.zeros(rows, dtype=bool), 0)
 
 
 def _part(blocks: Blocks, rows: slice) -> Blocks:

@@ -169,22 +169,30 @@ def power_normalise(x: Float[Tensor, "*shape"], sigma: float | Tensor) -> Float[
     return torch.tanh(x * (sigma / 2))
 
 
+def products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block block"]:
+    """X X^T: the inner product of each block with each."""
+    return torch.bmm(x, x.transpose(1, 2))  # row block block
+
+
+def unit_products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block block"]:
+    """X X^T after the blocks of each row are scaled to length 1; a block of zeros stays zero.
+
+    The products are divided by the lengths, which stand on the diagonal: far fewer numbers than X.
+    """
+    raw = products(x)  # row block block
+    inverse = raw.diagonal(dim1=1, dim2=2).clamp_min(1e-24).rsqrt()  # row block
+    return raw * inverse[:, :, None] * inverse[:, None, :]
+
+
 def co_occurrence(x: Float[Tensor, "row block feature"], sigma: float | Tensor) -> Float[Tensor, "row pair"]:
     """Co: PN of the flattened block x block matrix X X^T (Table 1, row 14: 7 x 7 gives 49 values)."""
-    products = torch.bmm(x, x.transpose(1, 2))  # row block block
-    return power_normalise(products.flatten(1), sigma)  # row pair
+    return power_normalise(products(x).flatten(1), sigma)  # row block block -> row pair
 
 
-def unit_rows(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block feature"]:
-    """Scale each block of each row to length 1; a block of zeros stays zero."""
-    return nn.functional.normalize(x, dim=2)
-
-
-def median_product(x: Float[Tensor, "row block feature"]) -> float:
-    """Median of |x.y| over all texts and all pairs of two different blocks."""
-    products = torch.bmm(x, x.transpose(1, 2))  # row block block
-    i, j = torch.triu_indices(x.shape[1], x.shape[1], offset=1)
-    return float(products[:, i, j].abs().median())
+def median_product(matrices: Float[Tensor, "row block block"]) -> float:
+    """Median of |x.y| over all texts and all pairs of two different blocks, given X X^T of each text."""
+    i, j = torch.triu_indices(matrices.shape[1], matrices.shape[1], offset=1)
+    return float(matrices[:, i, j].abs().median())
 
 
 class CoOccurrence(nn.Module):
@@ -225,19 +233,21 @@ class CoOccurrence(nn.Module):
         """X of Table 1: the mapped deep blocks, then the sentence blocks."""
         mapped = [to(block) for to, block in zip(self.deep_maps, deep, strict=True)]
         mapped += [to(block) for to, block in zip(self.sentence_maps, sentences, strict=True)]
-        x = torch.stack(mapped, dim=1)  # row block feature
-        return unit_rows(x) if self.scaled else x
+        return torch.stack(mapped, dim=1)  # row block feature
 
     @torch.no_grad()
     def calibrate(self, deep: Sequence[Tensor], sentences: Sequence[Tensor]) -> None:
         """Set sigma to 1 / median |x.y| over training rows, if the rows of X are scaled."""
         if self.scaled:
-            median = median_product(self.stack(deep, sentences))
+            median = median_product(unit_products(self.stack(deep, sentences)))
             self.sigma.fill_(1 / max(median, 1e-6))  # all products zero: any finite sigma gives zero
 
     def forward(self, deep: Sequence[Tensor], sentences: Sequence[Tensor]) -> Float[Tensor, "row pair"]:
         """Fuse a batch."""
-        return co_occurrence(self.stack(deep, sentences), self.sigma)
+        x = self.stack(deep, sentences)  # row block feature
+        if self.scaled:
+            return power_normalise(unit_products(x).flatten(1), self.sigma)
+        return co_occurrence(x, self.sigma)
 
 
 class Fusion(nn.Module):

@@ -3,8 +3,8 @@
     Block    the n-grams of one kind that a model uses, and how much each says
     weigh    counts of training rows -> the block that they support
 
-Counts are damped (1 + log), weighted by inverse document frequency, and rows are scaled to one length (Salton and Buckley
-1988, "Term-Weighting Approaches in Automatic Text Retrieval", section 3).
+Counts are damped (1 + log), weighted by inverse document frequency, and rows are scaled to one length (Salton and
+Buckley 1988, "Term-Weighting Approaches in Automatic Text Retrieval", section 3).
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -45,10 +54,17 @@ def progress() -> Iterator[None]:
         transient=False,
     )
 
+    known: dict[str, TaskID] = {}
+
     @contextmanager
     def watch(stage: str, total: int | None, unit: str) -> Iterator[Advance]:
         bars.start()  # not before there is something to show: short commands leave standard error empty
-        task = bars.add_task(stage, total=total, unit=unit)
+        task = known.get(stage)
+        if task is None:
+            task = known[stage] = bars.add_task(stage, total=total, unit=unit)
+        else:  # the next stretch of a long file: the same line goes on
+            before = bars.tasks[bars.task_ids.index(task)].completed
+            bars.update(task, total=None if total is None else before + total)
         yield lambda n: bars.advance(task, n)
         bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
 
