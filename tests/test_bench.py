@@ -1,4 +1,4 @@
-"""The benchmarks on small data of our own: every line is filled, runs go on where they stopped, pages say their source."""
+"""The benchmarks on small data of our own: every line is filled, runs go on where they stopped."""
 
 import csv
 import gzip
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+
 from sonde.bench import BENCHES, datasets, long_text, machine, tables
 from sonde.bench.paper import SETS, TABLE_2
 from sonde.errors import DataError

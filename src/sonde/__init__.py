@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["ActivationFeatures", "TextClassifier", "__version__", "load"]
 
-_HOMES = {"TextClassifier": "sonde.classifier", "load": "sonde.classifier", "ActivationFeatures": "sonde.features"}
+_HOMES = {"TextClassifier": "sonde.classifier", "load": "sonde.loading", "ActivationFeatures": "sonde.features"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from sonde import __version__
-from sonde.errors import ArgumentError, DataError, InputError, SondeError, SondeWarning
+from sonde.errors import ArgumentError, DataError, InputError, SondeError, SondeWarning, warn
 
 app = typer.Typer(
     help="sonde: text classification from the inside of frozen language models.",
@@ -50,11 +50,19 @@ class LongText(StrEnum):
     windows = "windows"
 
 
+BACKBONE_HELP = "Hub id or folder; repeat for several. Default: all-MiniLM-L6-v2."
+NAMES_HELP = "JSON: a list of names for the labels 0, 1, ..., or an object label: name."
+WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
+MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
+
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
 Label = Annotated[str, typer.Option("--label", help="Column that holds the labels.")]
 Separator = Annotated[str | None, typer.Option("--label-separator", help="Splits a cell into several labels.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Backbones = Annotated[list[str] | None, typer.Option("--backbone", help="Hub id or folder; repeat for several.")]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", help=BACKBONE_HELP),
+]
 Moved = Annotated[
     list[str] | None, typer.Option("--backbone", help="Where the model's backbone lies now; repeat for several.")
 ]
@@ -77,7 +85,8 @@ def fit(
     label: Label = "label",
     label_separator: Separator = None,
     label_names: Annotated[
-        Path | None, typer.Option("--label-names", help="JSON: names of the labels 0, 1, ...")
+        Path | None,
+        typer.Option("--label-names", help=NAMES_HELP),
     ] = None,
     validation: Annotated[Path | None, typer.Option("--validation", help="Rows to choose settings on.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="See `sonde recipes`.")] = "auto",
@@ -85,7 +94,7 @@ def fit(
     backbone: Backbones = None,
     max_tokens: MaxTokens = None,
     long_text: Long = LongText.cut,
-    class_weight: Annotated[str | None, typer.Option("--class-weight", help="balanced")] = None,
+    class_weight: Annotated[str | None, typer.Option("--class-weight", help=WEIGHT_HELP)] = None,
     metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
     seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
     dtype: Dtype = "auto",
@@ -95,13 +104,14 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a classifier on a file and save it."""
-    with _session(as_json) as result:
+    with _session("fit", as_json) as result:
         from sonde.classifier import TextClassifier
 
         names = _read_names(label_names)
         texts, labels = _labelled(train, text, label, label_separator, names)
         held = _labelled(validation, text, label, label_separator, names) if validation else None
         _refuse_foreign(out)
+        _warn_unread(recipe, bool(backbone or max_tokens))
         classifier = TextClassifier(
             recipe,
             tuple(backbone or [DEFAULT_BACKBONE]),
@@ -119,8 +129,6 @@ def fit(
         classifier.label_names_ = names
         classifier.save(out)
         result |= {"model": str(out), "classes": len(classifier.classes_), **classifier.summary_}
-        if not as_json:
-            _print_fit(result)
 
 
 @app.command()
@@ -138,15 +146,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a saved classifier on labelled rows."""
-    with _session(as_json) as result:
-        from sonde.classifier import load
+    with _session("evaluation", as_json) as result:
         from sonde.evaluation import evaluate as measure
+        from sonde.loading import load
 
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
         texts, labels = _labelled(test, text, label, label_separator, {})
         result |= measure(classifier, texts, labels)
-        if not as_json:
-            _print_evaluation(result)
 
 
 @app.command()
@@ -163,8 +169,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Label every row of a file; its columns are kept, label and probability are added."""
-    with _session(as_json) as result:
-        from sonde.classifier import load
+    with _session("prediction", as_json) as result:
+        from sonde.loading import load
         from sonde.tables import TableWriter, iter_tables, text_column
 
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
@@ -175,8 +181,6 @@ def predict(
                 counts.update(map(str, next(iter(predicted.values()))))
                 writer.write({**table.columns, **predicted})
         result |= {"out": str(out), "rows": sum(counts.values()), "labels": dict(counts.most_common())}
-        if not as_json:
-            _print_prediction(result)
 
 
 @app.command()
@@ -196,10 +200,10 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Read activations into a store; run again, it continues where it was stopped."""
-    with _session(as_json) as result:
+    with _session("extraction", as_json) as result:
         from sonde.read.extract import extract as stream
         from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
-        from sonde.tables import iter_tables, text_column
+        from sonde.tables import iter_tables
 
         rows = sum(table.rows for table in iter_tables(source, columns=[text]))
         sources = open_sources(
@@ -215,11 +219,10 @@ def extract(
         ]
         blocks = list(dict.fromkeys(found))
         store = open_store(out)
-        needed = prepare(rows, sources, blocks, store)
+        needed = prepare(rows, sources, blocks, store, texts=_cells(source, text))
         _note(f"{rows:,} rows x {len(blocks)} blocks: at most {needed / 1e6:,.1f} MB in {out}")
-        texts = (cell for table in iter_tables(source, columns=[text]) for cell in text_column(table, text))
         truncated = lost = 0
-        for window in stream(texts, sources, blocks, store, total=rows):
+        for window in stream(_cells(source, text), sources, blocks, store, total=rows):
             truncated += int((window.lost > 0).any(axis=0).sum())
             lost += int(window.lost.sum())
         result |= {
@@ -230,8 +233,6 @@ def extract(
             "lost_tokens": lost,
             "bytes_estimated": needed,
         }
-        if not as_json:
-            _print_extraction(result)
 
 
 @app.command()
@@ -240,7 +241,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a saved model or a store holds."""
-    with _session(as_json) as result:
+    with _session("inspection", as_json) as result:
         if (path / "sonde-store.json").exists():
             from sonde.read.store import Store
 
@@ -249,32 +250,33 @@ def inspect(
             from sonde.saving import manifest
 
             result |= {"kind": "model", "path": str(path), **manifest(path)}
-        if not as_json:
-            _print_inspection(result)
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes."""
-    with _session(as_json) as result:
+    with _session("recipes", as_json) as result:
         from sonde.learn.recipes import RECIPES
 
-        result |= {
-            name: {"title": recipe.title, "source": recipe.source, "paper_setting": recipe.has_paper_setting}
+        result["recipes"] = {
+            name: {
+                "title": f"the same as {recipe.name}" if name != recipe.name else recipe.title,
+                "backbones": recipe.needed_backbones,
+                "source": recipe.source,
+                "paper_setting": recipe.has_paper_setting,
+            }
             for name, recipe in RECIPES.items()
         }
-        if not as_json:
-            from sonde.show import terminal
-
-            rows = [[name, about["title"], about["source"]] for name, about in result.items() if name != "warnings"]
-            terminal.table(["recipe", "what it reads", "source"], rows)
 
 
 @app.command()
 def bench(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text")],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
-    models: Annotated[Path | None, typer.Option("--models", help="Folder of further backbones.")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", help=MODELS_HELP),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where results are written.")] = Path("docs/results"),
     rows: Annotated[
         int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")
@@ -285,7 +287,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Make the tables of the papers, ours beside theirs."""
-    with _session(as_json) as result:
+    with _session("written", as_json) as result:
         from sonde.bench import BENCHES
         from sonde.errors import choose
 
@@ -293,9 +295,6 @@ def bench(
             run = BENCHES[choose("The benchmark", name, BENCHES)]
             written = run(data=data, models=models, out=out, rows=rows, only=only, cache=_cache(cache, no_cache))
             result[name] = [str(path) for path in written]
-            if not as_json:
-                for path in written:
-                    typer.echo(str(path))
 
 
 @app.callback(invoke_without_command=True)
@@ -347,9 +346,9 @@ def _complain(sentence: str) -> None:
 
 
 @contextmanager
-def _session(as_json: bool) -> Iterator[dict[str, Any]]:
-    """Show progress, gather warnings, and print the result as JSON if asked."""
-    from sonde.show import terminal
+def _session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
+    """Show progress and gather warnings; then print the result, by a function of `show.results` or as JSON."""
+    from sonde.show import results, terminal
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     result: dict[str, Any] = {}
@@ -362,7 +361,9 @@ def _session(as_json: bool) -> Iterator[dict[str, Any]]:
             counts = _tell(caught)
     if as_json:
         sys.stdout.write(json.dumps({**result, "warnings": counts}, ensure_ascii=True, default=str) + "\n")
-    elif counts:
+        return
+    getattr(results, shown)(result)
+    if counts:
         terminal.say("warnings: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
 
 
@@ -383,6 +384,14 @@ def _tell(caught: list[warnings.WarningMessage]) -> dict[str, int]:
         else:
             logging.getLogger("sonde").debug("%s", message)
     return dict(counts)
+
+
+def _cells(source: Path, text: str) -> Iterator[str]:
+    """The texts of a file, streamed."""
+    from sonde.tables import iter_tables, text_column
+
+    for table in iter_tables(source, columns=[text]):
+        yield from text_column(table, text)
 
 
 def _note(line: str) -> None:
@@ -407,6 +416,18 @@ def _refuse_foreign(out: Path) -> None:
     from sonde.saving import check_target
 
     check_target(out)
+
+
+def _warn_unread(recipe: str, given: bool) -> None:
+    """Options that a recipe has no use for are not swallowed in silence."""
+    from sonde.learn.recipes import find
+
+    if given and not find(recipe).reads:
+        warn(
+            f"The recipe {recipe!r} reads no backbone: --backbone and --max-tokens say nothing to it.",
+            "unused_options",
+            1,
+        )
 
 
 def _labelled(
@@ -455,9 +476,9 @@ def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str,
         if classifier.matrix_labels_:
             named = [[i for i, one in enumerate(row) if one] for row in named]
         plain = named
-        columns: dict[str, list[Any]] = {"label": plain, "probability": [row.tolist() for row in probabilities]}
+        columns: dict[str, list[Any]] = {"label": plain, "probability": probabilities.astype(float).round(6).tolist()}
     else:
-        columns = {"label": plain, "probability": probabilities.max(axis=1).round(6).tolist()}
+        columns = {"label": plain, "probability": probabilities.max(axis=1).astype(float).round(6).tolist()}
     return {_free(name, taken): values for name, values in columns.items()}
 
 
@@ -466,65 +487,6 @@ def _free(name: str, taken: list[str]) -> str:
     while name in taken:
         name = f"predicted_{name}"
     return name
-
-
-def _print_fit(result: dict[str, Any]) -> None:
-    from sonde.show import terminal
-
-    seconds, held = result["seconds"], result["out_of_fold"]
-    terminal.facts(
-        {
-            "model": result["model"],
-            "recipe": result["recipe"],
-            "rows": result["rows"],
-            "classes": result["classes"],
-            "out-of-fold accuracy": held["accuracy"],
-            "reading, seconds": round(seconds["reading"], 1),
-            "training, seconds": round(seconds["training"], 1),
-            "truncated rows": result["truncated_rows"],
-        }
-    )
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    from sonde.show import terminal
-
-    terminal.facts({name: value for name, value in result.items() if name not in ("per_class", "warnings")})
-    rows = [[str(r["label"]), r["precision"], r["recall"], r["f1"], int(r["support"])] for r in result["per_class"]]
-    terminal.table(["label", "precision", "recall", "f1", "rows"], rows)
-
-
-def _print_prediction(result: dict[str, Any]) -> None:
-    from sonde.show import terminal
-
-    terminal.facts({"out": result["out"], "rows": result["rows"]})
-    terminal.table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
-
-
-def _print_extraction(result: dict[str, Any]) -> None:
-    from sonde.show import terminal
-
-    terminal.facts({**result, "blocks": len(result["blocks"])})
-
-
-def _print_inspection(result: dict[str, Any]) -> None:
-    from sonde.show import terminal
-
-    if result["kind"] == "store":
-        rows = [
-            [b["backbone"], b["site"], b["pooling"], b["dtype"], b["rows"], b["dim"], b["bytes"]]
-            for b in result["blocks"]
-        ]
-        terminal.table(["backbone", "site", "pooling", "dtype", "rows", "dim", "bytes"], rows)
-        return
-    shown = {name: result[name] for name in ("path", "recipe", "protocol", "multilabel", "temperature")}
-    shown |= {f"backbone {i}": f"{about['id']} ({about['dtype']})" for i, about in result["backbones"].items()}
-    shown["trained on rows"] = result["summary"]["rows"]
-    shown["out-of-fold accuracy"] = result["summary"]["out_of_fold"]["accuracy"]
-    shown["classes"] = ", ".join(map(str, result["classes"][:20])) + (" ..." if len(result["classes"]) > 20 else "")
-    terminal.facts(shown)
-    rows = [[name, str(tuple(about["shape"])), about["dtype"]] for name, about in result["arrays"].items()]
-    terminal.table(["array", "shape", "dtype"], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """ActivationFeatures: texts -> a matrix of activations, through the store, under the scikit-learn contract."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -10,19 +9,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
+from sonde.plan import BUNDLE, backbone_names
 from sonde.read.extract import Block, read
 from sonde.read.pooling import POOLINGS
 from sonde.read.sources import Cache, expand_blocks, open_sources, open_store, prepare
-
-BUNDLE = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def backbone_names(backbones: object) -> dict[int, str]:
-    """Check the `backbones` argument: ids or paths, never modules, so that `clone` can copy it."""
-    names = [backbones] if isinstance(backbones, str) else backbones
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        raise ArgumentError(f"backbones is {backbones!r:.80}; give a tuple of hub ids or folders, as strings.")
-    return dict(enumerate(names))
 
 
 class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -24,7 +24,6 @@ from sonde.bench import machine
 from sonde.bench.datasets import DataSet, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import DataError
-from sonde.features import BUNDLE
 from sonde.learn import mlp
 from sonde.learn.fusion import ROWS
 from sonde.learn.head import DEFAULT, PAPER, Setting
@@ -33,6 +32,7 @@ from sonde.learn.recipes import LLMEMBED_DEPTHS
 from sonde.learn.splitting import Folds, make_folds
 from sonde.learn.targets import Targets, encode
 from sonde.learn.training import Loss, cross_entropy
+from sonde.plan import BUNDLE
 from sonde.progress import track
 from sonde.read.backbone import Backbone
 from sonde.read.batching import TOKEN_BUDGET

@@ -11,9 +11,10 @@ from typing import Any
 from sonde.bench import machine
 from sonde.bench.datasets import TITLES, DataSet, read_split
 from sonde.bench.machine import Stopwatch
-from sonde.classifier import BUNDLE, TextClassifier
+from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
 from sonde.evaluation import evaluate
+from sonde.plan import BUNDLE
 from sonde.progress import track
 from sonde.tables import write_atomically
 

@@ -21,10 +21,11 @@ from sonde.bench import machine
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.bench.paper import SETS, TABLE_2
-from sonde.classifier import BUNDLE, TextClassifier
+from sonde.classifier import TextClassifier
 from sonde.errors import DataError, SondeWarning
 from sonde.learn import metrics
 from sonde.learn.recipes import find
+from sonde.plan import BUNDLE
 from sonde.progress import track
 from sonde.read.extract import Block, read
 from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
@@ -251,8 +252,8 @@ def _notes(content: Mapping[str, Any]) -> str:
     return trial + (
         "`bundle` is all-MiniLM-L6-v2 (22M parameters), `llama` an 8M-parameter and `stories` a 0.26M-parameter LLaMA; "
         "the two are far too small to stand for a 7B model. AG News: 17,843 of the 120,000 training rows. IMDb: a "
-        "seeded 40,000 / 10,000 split. SST-2: `test` are the 872 GLUE validation sentences, `test1821` the labelled test "
-        "sentences of SST. Texts are cut at 512 tokens, for the two LLaMA models at 256."
+        "seeded 40,000 / 10,000 split. SST-2: `test` are the 872 GLUE validation sentences, `test1821` the labelled "
+        "test sentences of SST. Texts are cut at 512 tokens, for the two LLaMA models at 256."
     )
 
 

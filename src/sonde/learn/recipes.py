@@ -52,6 +52,8 @@ class Recipe:
     """Keyword arguments of the learner."""
     has_paper_setting: bool = False
     """Whether `paper=True` asks for something else than the default."""
+    needed_backbones: int = 1
+    """Fewest backbones that it works with."""
 
 
 def find(name: object) -> Recipe:
@@ -90,8 +92,9 @@ _SENTENCES = (Reads(1, "sentence", optional=True), Reads(2, "sentence", optional
 def _llmembed(row: int) -> Recipe:
     deep = Reads(0, "hidden.1:", "mean", last=1) if row == 1 else _DEEP
     sentences = () if row < 5 else _SENTENCES
+    needed = 1 if row < 5 else 3 if row in (11, 12, 13) else 2
     source = f"LLMEmbed (Liu et al., ACL 2024), Table 1, row {row}"
-    return Recipe(f"llmembed-{row}", _TITLES[row], source, "fusion", (deep, *sentences), {"row": row}, True)
+    return Recipe(f"llmembed-{row}", _TITLES[row], source, "fusion", (deep, *sentences), {"row": row}, True, needed)
 
 
 _AUTO_READS = (Reads(None, "hidden.*", "mean"), Reads(None, "hidden.*", "max"))

@@ -1,0 +1,123 @@
+"""A saved classifier, from its folder.
+
+load   folder -> TextClassifier, every disagreement refused with a sentence
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonde import saving
+from sonde.classifier import TextClassifier
+from sonde.errors import ArgumentError, DataError, InputError, ModelError, RecipeError
+from sonde.learn import learning
+from sonde.learn.problem import Record
+from sonde.learn.recipes import find
+from sonde.plan import ABOUT, BUNDLE
+
+
+def load(
+    folder: Path | str,
+    *,
+    backbones: Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache: str | Path | bool | None = "auto",
+) -> TextClassifier:
+    """Read a saved classifier.
+
+    Parameters
+    ----------
+    folder : path
+    backbones : sequence of str, optional
+        Where the backbones lie now, if they moved: one for each that the model needs, in order.
+    dtype, device, cache
+        As in `TextClassifier`, but for `dtype="auto"` a model trained in float32 is used in float32.
+
+    Raises
+    ------
+    ModelError
+        If the folder is not a saved model, is damaged, has a newer protocol, or a backbone is another than the one
+        that the model was trained on.
+    """
+    content, arrays = saving.load(folder)
+    try:
+        classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
+        _compare(classifier, content, arrays)
+        _move(classifier, backbones)
+        classifier.check_widths()
+    except InputError as error:
+        if isinstance(error, RecipeError | DataError):  # of an entry that no fit has written
+            raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ModelError(f"{folder} is damaged: {what}. Copy it again or train it again.") from error
+    return classifier
+
+
+def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[str, Any]) -> TextClassifier:
+    known = {int(index): {name: about[name] for name in ABOUT} for index, about in content["backbones"].items()}
+    names = tuple(known.get(i, {"id": BUNDLE})["id"] for i in range(max(known, default=0) + 1))
+    if here["dtype"] == "auto" and known and all(about["dtype"] == "float32" for about in known.values()):
+        here = {**here, "dtype": "float32"}  # what was trained on exact values is not read in coarser ones unasked
+    classifier = TextClassifier(find(content["recipe"]).name, names, **content["settings"], **here)
+    learner = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
+    classifier.model_ = learning.restore(Record(content["learner"], learner))
+    classes = content["classes"]
+    classifier.classes_ = np.array(classes, dtype=str) if isinstance(classes[0], str) else np.array(classes)
+    classifier.multilabel_ = bool(content["multilabel"])
+    classifier.matrix_labels_ = bool(content["matrix_labels"])
+    classifier.backbones_ = known
+    classifier.label_names_ = dict(content["label_names"])
+    classifier.temperature_ = float(content["temperature"])
+    classifier.thresholds_ = arrays.get("thresholds")
+    classifier.conformal_scores_ = arrays["conformal_scores"]
+    classifier.train_keys_ = arrays["train_keys"]
+    classifier.summary_ = dict(content["summary"])
+    return classifier
+
+
+def _compare(classifier: TextClassifier, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """What was understood of a saved model must be all that it holds, and agree with itself."""
+    again = json.loads(json.dumps(classifier.manifest()))
+    for name in again.keys() - {"versions"}:  # the versions are those of whoever trained it
+        if again[name] != content[name]:
+            raise ModelError(
+                f"The entry {name!r} of {saving.MANIFEST} is not as sonde writes it; the model is damaged."
+            )
+    held = classifier.arrays()
+    if odd := sorted(held.keys() ^ arrays.keys()):
+        raise ModelError(f"The array {odd[0]!r} is missing or too many for this learner; the model is damaged.")
+    for name, array in held.items():
+        if array.shape != arrays[name].shape or not np.array_equal(array, arrays[name]):
+            raise ModelError(f"The array {name!r} does not fit the others of this learner; the model is damaged.")
+    classes, thresholds = classifier.classes_, classifier.thresholds_
+    if len(classes) < 2 or not np.array_equal(np.unique(classes), classes):
+        raise ModelError("The classes are not two or more distinct labels in order; the model is damaged.")
+    if (thresholds is not None) != classifier.multilabel_ or (
+        thresholds is not None and thresholds.shape != classes.shape
+    ):
+        raise ModelError(f"The thresholds do not fit {len(classes)} classes; the model is damaged.")
+    if classifier.conformal_scores_.ndim != 1 or classifier.train_keys_.ndim != 1:
+        raise ModelError("The conformal scores and training keys must have one dimension; the model is damaged.")
+    if not 0 < classifier.temperature_ < math.inf:
+        raise ModelError(f"The temperature is {classifier.temperature_}; the model is damaged.")
+
+
+def _move(classifier: TextClassifier, backbones: Sequence[str] | None) -> None:
+    """Look for the backbones elsewhere than where they lay."""
+    known = classifier.backbones_
+    if backbones is None:
+        return
+    if isinstance(backbones, str) or len(backbones) != len(known):
+        given = "a string" if isinstance(backbones, str) else f"{len(backbones)} entries"
+        raise ArgumentError(f"backbones is {given}; give a list of {len(known)}, one for each that this model needs.")
+    for about, name in zip(known.values(), backbones, strict=True):
+        about["id"] = name
+    names = (known.get(i, {"id": name})["id"] for i, name in enumerate(classifier.backbones))
+    classifier.backbones = tuple(names)

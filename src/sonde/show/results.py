@@ -1,0 +1,107 @@
+"""What each command prints: one function a command, from the plain data that `--json` gives.
+
+fit, evaluation, prediction, extraction, inspection, recipes, written
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sonde.show.terminal import facts, table
+
+Result = Mapping[str, Any]
+
+SHOWN_CLASSES = 20
+"""Classes that `inspect` names; the rest are in the manifest."""
+
+
+def fit(result: Result) -> None:
+    """What was trained, on what, how well it does out of fold, how long it took."""
+    seconds, held = result["seconds"], result["out_of_fold"]
+    facts(
+        {
+            "model": result["model"],
+            "recipe": result["recipe"],
+            "rows": result["rows"],
+            "classes": result["classes"],
+            "chosen": _choices(result["learner"]),
+            "out-of-fold accuracy": held["accuracy"],
+            "out-of-fold macro F1": held["macro_f1"],
+            "out-of-fold log loss": held["log_loss"],
+            "truncated rows": result["truncated_rows"],
+            "seconds": f"{seconds['reading']:.1f} reading, {seconds['training']:.1f} training",
+        }
+    )
+
+
+def evaluation(result: Result) -> None:
+    """The figures, then a line a class."""
+    facts({name: value for name, value in result.items() if name not in ("per_class", "warnings")})
+    rows = [[str(r["label"]), r["precision"], r["recall"], r["f1"], int(r["support"])] for r in result["per_class"]]
+    table(["label", "precision", "recall", "f1", "rows"], rows)
+
+
+def prediction(result: Result) -> None:
+    """Where the labels went, and how many of each."""
+    facts({"out": result["out"], "rows": result["rows"]})
+    table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
+
+
+def extraction(result: Result) -> None:
+    """What was read into the store."""
+    facts({**result, "blocks": len(result["blocks"])})
+
+
+def inspection(result: Result) -> None:
+    """A saved model or a store."""
+    _store(result) if result["kind"] == "store" else _model(result)
+
+
+def recipes(result: Result) -> None:
+    """Every recipe: what it reads, how many backbones it needs."""
+    rows = [[name, about["backbones"], about["title"]] for name, about in result["recipes"].items()]
+    table(["recipe", "backbones", "what it reads"], rows)
+    sources = dict.fromkeys(about["source"].split(", Table")[0] for about in result["recipes"].values())
+    facts({"L B R": "the deep backbone's last five blocks, and sentence embeddings of a second and third backbone"})
+    facts({"from": "; ".join(sources)})
+
+
+def written(result: Result) -> None:
+    """The files that a benchmark wrote."""
+    facts({name: ", ".join(paths) for name, paths in result.items()})
+
+
+def _choices(learner: Mapping[str, Any]) -> str:
+    """What was chosen out of fold: weights of a blend, C, learning rate and epochs."""
+    if "weights" in learner:
+        return " + ".join(f"{weight:.2f} {name}" for name, weight in learner["weights"].items() if weight)
+    names = {"C": "C", "learning_rate": "learning rate", "epochs": "epochs"}
+    return ", ".join(f"{shown} {learner[name]:g}" for name, shown in names.items() if learner.get(name) is not None)
+
+
+def _store(result: Result) -> None:
+    blocks = sorted(result["blocks"], key=lambda b: (b["backbone"], _natural(b["site"]), b["pooling"]))
+    rows = [[b["backbone"], b["site"], b["pooling"], b["dtype"], b["rows"], b["dim"], b["bytes"]] for b in blocks]
+    table(["backbone", "site", "pooling", "dtype", "rows", "dim", "bytes"], rows)
+    facts({"bytes in all": sum(b["bytes"] for b in blocks)})
+
+
+def _natural(site: str) -> list[str]:
+    """hidden.10 comes after hidden.9."""
+    return [part.zfill(8) for part in re.split(r"(\d+)", site)]
+
+
+def _model(result: Result) -> None:
+    summary = result["summary"]
+    shown = {name: result[name] for name in ("path", "recipe", "protocol", "multilabel")}
+    for index, about in result["backbones"].items():
+        shown[f"backbone {index}"] = f"{about['id']} ({about['dtype']}, at most {about['max_tokens']} tokens)"
+    shown["trained on rows"] = summary["rows"]
+    shown["chosen"] = _choices(summary["learner"])
+    shown["temperature"] = result["temperature"]
+    shown["out-of-fold accuracy"] = summary["out_of_fold"]["accuracy"]
+    more = " ..." if len(result["classes"]) > SHOWN_CLASSES else ""
+    shown[f"{len(result['classes'])} classes"] = ", ".join(map(str, result["classes"][:SHOWN_CLASSES])) + more
+    facts(shown)
+    rows = [[name, str(tuple(about["shape"])), about["dtype"]] for name, about in result["arrays"].items()]
+    table(["array", "shape", "dtype"], rows)
