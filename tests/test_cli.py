@@ -292,8 +292,9 @@ def test_recipes_lists_all(run: Run) -> None:
     from sonde.learn.recipes import RECIPES
 
     content = run("recipes", "--json").json
-    assert [name for name in content if name != "warnings"] == list(RECIPES)
-    assert content["linear"].keys() == {"title", "source", "paper_setting"}
+    assert content.keys() == {"recipes", "warnings"} and list(content["recipes"]) == list(RECIPES)
+    assert content["recipes"]["linear"].keys() == {"title", "backbones", "source", "paper_setting"}
+    assert content["recipes"]["llmembed"]["title"] == "the same as llmembed-15"
     printed = run("recipes")
     assert printed.code == 0 and printed.err == "" and narrow(printed.out)
     assert all(any(line.startswith(f"{name} ") for line in printed.out.splitlines()) for name in RECIPES)
@@ -349,7 +350,7 @@ def test_errors_that_are_nobodys_input_exit_with_1(files: Path, run: Run, monkey
     def broken(*_: Any, **__: Any) -> None:
         raise ReadingError("The backbone gave NaN.\nThat\nis\nodd.")
 
-    monkeypatch.setattr("sonde.classifier.load", broken)
+    monkeypatch.setattr("sonde.loading.load", broken)
     done = run("evaluate", files / "model", files / "test.csv")
     assert (done.code, done.out) == (1, "") and done.err == "error: The backbone gave NaN.\nThat\nis odd.\n"
 
@@ -358,7 +359,7 @@ def test_an_interrupt_ends_with_one_line(files: Path, run: Run, monkeypatch: pyt
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sonde.classifier.load", interrupted)
+    monkeypatch.setattr("sonde.loading.load", interrupted)
     done = run("evaluate", files / "model", files / "test.csv")
     assert done.code not in (0, 2) and done.out == "" and len(done.err.strip().splitlines()) <= 1
 

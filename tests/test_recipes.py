@@ -78,6 +78,10 @@ def test_linear_reads_every_backbone_given() -> None:
 @pytest.mark.parametrize("sentences", [1, 2])
 def test_every_row_of_llmembed_trains_and_learns(row: int, sentences: int) -> None:
     given = tuple(str(tiny.build(name)) for name in ("bert", "electra", "roberta")[: 1 + sentences])
+    if sentences == 1 and row in (11, 12, 13):
+        with pytest.raises(RecipeError, match=f"The recipe 'llmembed-{row}' needs 3 backbones .*; 2 given"):
+            make(f"llmembed-{row}", backbones=given).fit(TEXTS, LABELS)
+        return
     classifier = make(f"llmembed-{row}", backbones=given).fit(*worded(150))
     assert classifier.score(NEW_TEXTS, NEW_LABELS) > (0.4 if row == 14 else 0.55)  # row 14 has a handful of numbers
     assert classifier.summary_["recipe"] == f"llmembed-{row}"
@@ -98,7 +102,9 @@ def test_with_one_sentence_backbone_rows_8_to_10_repeat_5_to_7_and_say_so() -> N
 def test_rows_that_need_a_sentence_backbone_say_so(row: int) -> None:
     with pytest.raises(RecipeError) as caught:
         make(f"llmembed-{row}", backbones=(str(tiny.build("bert")),)).fit(TEXTS, LABELS)
-    assert str(caught.value).startswith(f"LLMEmbed row {row} needs the sentence role B: pass a second backbone")
+    needs = "3 backbones" if row == 11 else "2 backbones"
+    assert str(caught.value).startswith(f"The recipe 'llmembed-{row}' needs {needs} (the deep one, then ")
+    assert "role" in str(caught.value) and "1 given" in str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", ["linear", "lexical", "auto", "llmembed-2"])

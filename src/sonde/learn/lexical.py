@@ -26,6 +26,7 @@ from sonde.learn.metrics import accuracy, log_loss, macro_f1
 from sonde.learn.ngrams import CHARS, WORDS, Vocabulary, learn
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
 from sonde.learn.tfidf import Block, weigh
+from sonde.progress import tracked
 
 GRID = (0.3, 1.0, 3.0)
 # Length of a row's character features beside its words' unit length. Topics gain by characters; in the opinion of a
@@ -187,7 +188,8 @@ def _validate(
         settings = [_Setting(UNCHOSEN_C, UNCHOSEN_SHARE)]
     margins = {setting: np.full(problem.targets.indicator.shape, np.nan, dtype=np.float32) for setting in settings}
     tried: list[dict[str, float]] = []
-    for fold in sorted(range(folds.n_folds), key=lambda fold: not choosing[folds.held_out(fold)].any()):
+    order = sorted(range(folds.n_folds), key=lambda fold: not choosing[folds.held_out(fold)].any())
+    for fold in tracked(order, "training on n-grams", "folds"):
         held, train = folds.held_out(fold), folds.train(fold)
         blocks, parts = _features(counted, problem, train)
         unseen = [block.features(counts[held]) for block, (_, counts) in zip(blocks, counted, strict=True)]

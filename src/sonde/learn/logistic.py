@@ -30,6 +30,7 @@ from sonde.learn.metrics import log_loss, macro_f1
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
 from sonde.learn.regressions import CONSTANT, Regressions, moments, principal, regressions, slices
 from sonde.learn.targets import Targets
+from sonde.progress import tracked
 
 # From "hardly anything but the class frequencies" for 100,000 rows of 5,000 features to "hardly any penalty" for 500
 # rows of 400. Half-decades: between neighbours the out-of-fold log loss differs by less than its noise.
@@ -147,7 +148,7 @@ class _Path:
         """Solve all folds for one C after another, until the loss has stopped falling."""
         theta = folds.start()
         best, lowest, since = (math.inf, math.inf), math.inf, 0
-        for c in grid:
+        for c in tracked(grid, "training on layers", "values of C"):
             solution = folds.solve(c, theta, FOLD_TOLERANCE, MAX_ITERATIONS)
             theta = solution.at.theta
             self.unfinished.append((solution.unfinished, solution.problems))

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sonde.learn.head import FusionNetwork, Setting, predict
+from sonde.progress import tracked
 
 Loss = Callable[[Float[Tensor, "row class"], Float[Tensor, "row class"], bool], Float[Tensor, " row"]]
 
@@ -107,7 +108,7 @@ def train(
     best, best_loss, best_epoch = average, math.inf, 0
     train_losses: list[float] = []
     validation_losses: list[float] = []
-    for epoch in range(1, setting.epochs + 1):
+    for epoch in tracked(range(1, setting.epochs + 1), "training a head", "epochs"):
         total = 0.0
         for batch in torch.split(rows[torch.randperm(len(rows))], size):
             logits = network.train()([block.index_select(0, batch) for block in data.blocks])  # row class
