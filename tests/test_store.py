@@ -531,19 +531,19 @@ def test_a_full_disk_while_writing_is_a_sentence(tmp_path, monkeypatch, failing)
     sources = {0: source("bert")}
     calls = []
 
-    def save(*args, **more):
-        calls.append(1)
-        if len(calls) == failing:
+    def commit(temporary, path):
+        calls.append(path.suffix == ".safetensors")
+        if sum(calls) == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(*args, **more)
+        return whole(temporary, path)
 
-    whole = shards.save_file
-    monkeypatch.setattr(shards, "save_file", save)
+    whole = shards._commit
+    monkeypatch.setattr(shards, "_commit", commit)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 12_000_000))
     with pytest.raises(StoreError, match=r"No space left on device \(0\.01 GB are free\).*run the same command again"):
         read(SENTENCES, sources, linear(sources), Store(tmp_path))
     assert len(shards_of(tmp_path)) == failing - 1
-    monkeypatch.setattr(shards, "save_file", whole)
+    monkeypatch.setattr(shards, "_commit", whole)
     read(SENTENCES, sources, linear(sources), Store(tmp_path))
     read(SENTENCES, sources, linear(sources), Store(tmp_path / "other"))
     one, other = files(tmp_path), files(tmp_path / "other")
@@ -610,6 +610,21 @@ def test_bfloat16_and_float32_do_not_meet(tmp_path):
         np.testing.assert_array_equal(stored.blocks["0/hidden.3/mean"], direct.blocks["0/hidden.3/mean"])
         np.testing.assert_array_equal(again.blocks["0/hidden.3/mean"], direct.blocks["0/hidden.3/mean"])
     assert sorted(entry["dtype"] for entry in store.describe() if entry["pooling"] == "mean") == ["bfloat16", "float32"]
+
+
+def test_a_writer_killed_before_its_rename_leaves_only_what_the_next_one_clears(tmp_path, monkeypatch):
+    """safetensors' own save_file writes under a name of its own, which nobody could tell from a stranger's file."""
+    sources = {0: source("bert")}
+    seen = []
+
+    def commit(temporary, path):
+        seen.append({name.name for name in path.parent.iterdir() if name.name.startswith(".")})
+        return whole(temporary, path)
+
+    whole = shards._commit
+    monkeypatch.setattr(shards, "_commit", commit)
+    read(SENTENCES, sources, linear(sources), Store(tmp_path))
+    assert seen and all(name.startswith(".tmp-") for names in seen for name in names)
 
 
 # ---------------------------------------------------------------- whole processes

@@ -199,7 +199,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from sonde.read.sources import open_store, prepare
 
         names = needed(recipe, backbone_names(self.backbones))
-        sources = self._open(names)
+        sources = self._open(names, self.max_tokens, self.long_text)
         found = groups(recipe, sources)
         blocks = list(dict.fromkeys(block for group in found for block in group))
         store = open_store(self.cache)
@@ -208,12 +208,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         warn_lost(window)
         return [[block.name for block in group] for group in found], window, sources
 
-    def _open(self, names: Mapping[int, str]) -> dict[int, "Source"]:
+    def _open(self, names: Mapping[int, str], max_tokens: Any, long_text: str) -> dict[int, "Source"]:
         from sonde.read.sources import open_sources
 
-        return open_sources(
-            names, max_tokens=self.max_tokens, long_text=self.long_text, dtype=self.dtype, device=self.device
-        )
+        return open_sources(names, max_tokens=max_tokens, long_text=long_text, dtype=self.dtype, device=self.device)
 
     def _keep(self, model: Fitted, both: Labelled, train: Labelled, sources: Mapping[int, "Source"]) -> None:
         self.model_ = model
@@ -350,7 +348,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fitted_sources(self) -> dict[int, "Source"]:
         """The backbones that the model was trained on, compared with what it remembers of them."""
-        sources = self._open({index: known["id"] for index, known in self.backbones_.items()})
+        known = self.backbones_  # texts are seen as in training, whatever set_params said since
+        bounds = [known[index]["max_tokens"] if index in known else None for index in range(max(known) + 1)]
+        long_text = next(iter(known.values()))["long_text"]
+        sources = self._open({index: one["id"] for index, one in known.items()}, bounds, long_text)
         for index, source in sources.items():
             check_same(self.backbones_[index], source)
         return sources

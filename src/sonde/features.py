@@ -1,10 +1,11 @@
 """ActivationFeatures: texts -> a matrix of activations, through the store, under the scikit-learn contract."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float32
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
 from sonde.errors import ArgumentError
@@ -36,6 +37,10 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     widths_ : tuple of int
         Columns of each block.
     """
+
+    # under our names for X and y these are no metadata to be routed
+    __metadata_request__fit: ClassVar = {"texts": metadata_routing.UNUSED, "labels": metadata_routing.UNUSED}
+    __metadata_request__transform: ClassVar = {"texts": metadata_routing.UNUSED}
 
     def __init__(
         self,

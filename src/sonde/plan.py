@@ -31,7 +31,7 @@ def backbone_names(backbones: object) -> dict[int, str]:
     return dict(enumerate(names))
 
 
-ABOUT = ("id", "fingerprint", "dtype", "max_tokens")
+ABOUT = ("id", "fingerprint", "dtype", "max_tokens", "long_text")
 """What a saved model remembers of a backbone."""
 
 
@@ -80,6 +80,7 @@ def about(source: "Source") -> dict[str, Any]:
         "fingerprint": backbone.fingerprint,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "max_tokens": source.view.max_tokens,
+        "long_text": source.view.long_text,
     }
 
 

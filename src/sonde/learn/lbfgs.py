@@ -111,15 +111,18 @@ def minimise(objective: Objective, theta: Tensor, tolerance: float, max_iteratio
     at = Point(theta, objective.predict(theta))
     gradient = objective.gradient(at)
     pairs: list[_Pair] = []
+    ended = torch.zeros((), dtype=torch.bool)
     for iteration in range(max_iterations + 1):
         direction = _direction(objective, gradient, pairs)
         slope = objective.dot(direction, gradient)
         toward = Point(direction, objective.predict(direction))
         value, _ = objective.along(at, toward, torch.zeros_like(slope))
-        going = -slope / 2 > tolerance * value
+        going = (-slope / 2 > tolerance * value) & ~ended
         if not going.any() or iteration == max_iterations:
             break
-        step = _step(objective, at, toward, value, slope, going).to(theta.dtype)
+        found, settled = _step(objective, at, toward, value, slope, going)
+        ended = ended | (~settled & (-slope / 2 < ROUNDING * value))
+        step = found.to(theta.dtype)
         at = at.plus(step, toward)
         before, gradient = gradient, objective.gradient(at)
         pairs = [*pairs, _pair(objective, step * direction, gradient - before)][-MEMORY:]
@@ -147,8 +150,13 @@ def _pair(objective: Objective, moved: Tensor, bent: Tensor) -> _Pair:
     return _Pair(moved, bent, torch.where(useful, 1 / product.where(useful, torch.ones_like(product)), 0.0))
 
 
-def _step(objective: Objective, at: Point, toward: Point, value: Tensor, slope: Tensor, going: Tensor) -> Tensor:
-    """Step lengths (fold, problem): 0 where a problem has ended, or can go no further in float32."""
+def _step(
+    objective: Objective, at: Point, toward: Point, value: Tensor, slope: Tensor, going: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Step lengths (fold, problem), 0 where a problem has ended; and whether a good one was found.
+
+    None is found where the decrease that is left drowns in the rounding of float32: such a problem is at its end too.
+    """
     step = torch.ones_like(slope)
     low, low_slope = torch.zeros_like(slope), slope
     high, high_slope = torch.full_like(slope, math.inf), torch.zeros_like(slope)
@@ -164,7 +172,7 @@ def _step(objective: Objective, at: Point, toward: Point, value: Tensor, slope: 
         step = torch.where(long | short, _trial(low, low_slope, high, high_slope), step)
     else:
         step = torch.where(long, low, step)  # what is not settled by now goes to the last step known to be short
-    return torch.where(going, step, 0.0)
+    return torch.where(going, step, 0.0), ~(going & (long | short))
 
 
 def _trial(low: Tensor, low_slope: Tensor, high: Tensor, high_slope: Tensor) -> Tensor:

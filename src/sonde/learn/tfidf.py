@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float32, Int64
 
+from sonde.errors import ModelError
 from sonde.learn.ngrams import MIN_TEXTS, Kind, Vocabulary
 
 # N-grams of one kind that a model may use, the most frequent ones: bounds the size of a saved model.
@@ -70,7 +71,10 @@ class Block:
         text, ends = arrays["words"].tobytes(), arrays["word_ends"].tolist()
         words = tuple(text[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise([0, *ends]))
         levels = tuple(arrays[f"codes.{level}"] for level in range(kind.longest - kind.shortest + 1))
-        return cls(Vocabulary(kind, words, levels), arrays["columns"], arrays["idf"], settings["length"])
+        vocabulary, columns, idf = Vocabulary(kind, words, levels), arrays["columns"], arrays["idf"]
+        if columns.shape != idf.shape or (columns >= vocabulary.size).any() or (columns < 0).any():
+            raise ModelError(f"The n-grams of kind {kind.name!r} and their weights disagree. Train the model again.")
+        return cls(vocabulary, columns, idf, settings["length"])
 
 
 def weigh(vocabulary: Vocabulary, counts: sp.csr_array) -> Block:

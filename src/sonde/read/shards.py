@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sonde.errors import StoreError, warn
@@ -64,16 +64,12 @@ def write_shard(path: Path, keys: np.ndarray, values: Tensor) -> None:
     """
     raw = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), HASH_BYTES)  # row 16
     tensors = {"hashes": torch.from_numpy(raw.copy()), "values": values.contiguous()}
-    temporary = _temporary(path)
-    try:
-        save_file(tensors, temporary, metadata={"crc32": _checksum(tensors["hashes"], tensors["values"])})
-        _commit(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise _refusal(path, temporary, error) from error
+    # serialised here: save_file would write under a temporary name of its own, which nobody could clear after a kill
+    write_file(path, save(tensors, metadata={"crc32": _checksum(tensors["hashes"], tensors["values"])}))
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole; raises `StoreError` if the disk does not take it."""
+    """Write a file whole; raises `StoreError` if the disk does not take it."""
     temporary = _temporary(path)
     try:
         temporary.write_bytes(content)
