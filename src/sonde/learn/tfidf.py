@@ -73,7 +73,7 @@ class Block:
         levels = tuple(arrays[f"codes.{level}"] for level in range(kind.longest - kind.shortest + 1))
         vocabulary, columns, idf = Vocabulary(kind, words, levels), arrays["columns"], arrays["idf"]
         if columns.shape != idf.shape or (columns >= vocabulary.size).any() or (columns < 0).any():
-            raise ModelError(f"The n-grams of kind {kind.name!r} and their weights disagree. Train the model again.")
+            raise ModelError(f"The n-grams of kind {kind.name!r} and their weights disagree: the model is damaged.")
         return cls(vocabulary, columns, idf, settings["length"])
 
 
