@@ -88,9 +88,7 @@ class Logistic:
         model = cls(tuple(record.settings["needs"]), **record.arrays)
         width = (len(model.mean), len(model.scale), len(model.coefficients))
         if len(set(width)) > 1 or model.coefficients.shape[1:] != model.intercept.shape:
-            raise ModelError(
-                f"The arrays of a logistic regression disagree ({width} features): the model is damaged. Train it again."
-            )
+            raise ModelError(f"The arrays of a logistic regression disagree ({width} features): the model is damaged.")
         return model
 
 
