@@ -25,6 +25,9 @@ MEMORY = 10  # pairs of steps and gradient changes remembered; Nocedal and Wrigh
 TRIALS = 20  # trial steps of one line search: enough to halve the step to a millionth
 SLOPE_LEFT = 0.5  # a step is accepted when the slope has fallen to this fraction: close to the minimum of a quadratic
 ROUNDING = 1e-6  # relative rise of the objective that is put down to float32
+STALLED = (
+    5  # iterations that together must bring the decrease that is still promised, else rounding is all that is left
+)
 NARROWEST = 0.1  # a trial step stays this fraction of the bracket away from its ends, so that the bracket shrinks
 
 
@@ -112,11 +115,15 @@ def minimise(objective: Objective, theta: Tensor, tolerance: float, max_iteratio
     gradient = objective.gradient(at)
     pairs: list[_Pair] = []
     ended = torch.zeros((), dtype=torch.bool)
+    values: list[Tensor] = []
     for iteration in range(max_iterations + 1):
         direction = _direction(objective, gradient, pairs)
         slope = objective.dot(direction, gradient)
         toward = Point(direction, objective.predict(direction))
         value, _ = objective.along(at, toward, torch.zeros_like(slope))
+        values = [*values, value][-STALLED - 1 :]
+        if len(values) > STALLED:
+            ended = ended | (values[0] - value < tolerance * value)
         going = (-slope / 2 > tolerance * value) & ~ended
         if not going.any() or iteration == max_iterations:
             break

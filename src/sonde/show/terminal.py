@@ -65,8 +65,10 @@ def progress() -> Iterator[None]:
         else:  # the next stretch of a long file: the same line goes on
             before = bars.tasks[bars.task_ids.index(task)].completed
             bars.update(task, total=None if total is None else before + total)
-        yield lambda n: bars.advance(task, n)
-        bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
+        try:
+            yield lambda n: bars.advance(task, n)
+        finally:  # also where a loop ends early: a bar is full when its stage is over
+            bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
 
     try:
         with watching(watch):
