@@ -40,9 +40,10 @@ UNCHOSEN_C = 0.01
 # Values of C without improvement after which the path ends: out-of-fold loss has one valley, noise may add a ripple.
 PATIENCE = 2
 # A problem has converged when the decrease that its next step promises (half the Newton decrement) is this fraction of
-# the objective. Fold models only choose and calibrate: at 1e-6 their held-out log loss was within 3e-4 of that of the
-# exact optimum, but a repeated row and a row of weight 2 gave probabilities that differed by 1.2e-4; at these values
-# the difference is 5e-5. They are still above what float32 gradients resolve.
+# the objective. On the path fold models only choose C, and neighbouring values of C differ by far more; at the chosen C
+# they are finished, because they calibrate: at 1e-6 a repeated row and a row of weight 2 gave probabilities that
+# differed by 1.2e-4; at these values by 5e-5. All are above what float32 gradients resolve.
+PATH_TOLERANCE = 1e-5
 FOLD_TOLERANCE = 1e-7
 FINAL_TOLERANCE = 1e-9
 MAX_ITERATIONS = 300  # 6,532 rows, 5,376 correlated features and 52 classes needed up to 35 for one C of the path
@@ -153,9 +154,8 @@ class _Path:
         theta = folds.start()
         best, lowest, since = (math.inf, math.inf), math.inf, 0
         for c in tracked(grid, "training on layers", "values of C"):
-            solution = folds.solve(c, theta, FOLD_TOLERANCE, MAX_ITERATIONS)
+            solution = folds.solve(c, theta, PATH_TOLERANCE, MAX_ITERATIONS)
             theta = solution.at.theta
-            self.unfinished.append((solution.unfinished, solution.problems))
             held_out = self._held_out(solution.at.predictions)
             key = self._measure(c, held_out, solution.iterations)
             since = 0 if key < best or key[-1] < lowest else since + 1
@@ -164,6 +164,13 @@ class _Path:
                 best, self.c, self.theta, self.held_out = key, c, theta, held_out
             if since == PATIENCE:
                 break
+        assert self.theta is not None, "a grid has at least one value"
+        solution = folds.solve(self.c, self.theta, FOLD_TOLERANCE, MAX_ITERATIONS)
+        self.theta, self.held_out = solution.at.theta, self._held_out(solution.at.predictions)
+        self.unfinished.append((solution.unfinished, solution.problems))
+        self.tried = [one for one in self.tried if one["C"] != self.c]
+        self._measure(self.c, self.held_out, solution.iterations)
+        self.tried.sort(key=lambda one: float(one["C"]))
 
     def _held_out(self, logits: Tensor) -> Float32[np.ndarray, "row class"]:
         held = self.problem.folds.held
