@@ -30,7 +30,7 @@ def section(content: Mapping[str, Any] | None) -> str:
     if content is None:
         return ABSENT
     page = to_markdown(content).splitlines()
-    notes = [line for line in page[: page.index("## Accuracy")] if line.startswith(("Measured on", "`bundle`", "**A"))]
+    notes = [line for line in page[: page.index("## Accuracy")] if line.startswith(("Measured on", "`bundle`", "**"))]
     head, rule, *rows = _table(page, "## Accuracy")
     rows += [r for r in _table(page, "## Every row of LLMEmbed's Table 1") if r.startswith(_starts())]
     return "\n".join(["Accuracy on the test rows:", "", head, rule, *rows, "", *_apart(notes)])
