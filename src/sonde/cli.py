@@ -21,6 +21,7 @@ import typer
 
 from sonde import __version__
 from sonde.errors import ArgumentError, DataError, InputError, SondeError, SondeWarning, warn
+from sonde.plan import BUNDLE
 
 app = typer.Typer(
     help="sonde: text classification from the inside of frozen language models.",
@@ -28,8 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 SAID_OF_A_KIND = 3
 """Warnings of one kind that are printed: a long file is judged stretch by stretch and would repeat them."""
@@ -114,7 +113,7 @@ def fit(
         _warn_unread(recipe, bool(backbone or max_tokens))
         classifier = TextClassifier(
             recipe,
-            tuple(backbone or [DEFAULT_BACKBONE]),
+            tuple(backbone or [BUNDLE]),
             max_tokens=_bound(max_tokens),
             long_text=long_text.value,
             class_weight=class_weight,
@@ -207,7 +206,7 @@ def extract(
 
         rows = sum(table.rows for table in iter_tables(source, columns=[text]))
         sources = open_sources(
-            dict(enumerate(backbone or [DEFAULT_BACKBONE])),
+            dict(enumerate(backbone or [BUNDLE])),
             max_tokens=_bound(max_tokens),
             long_text=long_text.value,
             dtype=dtype,
@@ -469,16 +468,14 @@ def _read_names(path: Path | None) -> dict[str, str]:
 def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str, list[Any]]:
     """The columns that predict adds, under names that the input does not use."""
     probabilities = classifier.predict_proba(texts)
-    labels = classifier.name_labels(classifier.decide(probabilities))
-    plain = labels.tolist() if hasattr(labels, "tolist") else labels
+    decided = classifier.decide(probabilities)
     if classifier.multilabel_:
-        named = [row if isinstance(row, list) else list(row) for row in plain]
-        if classifier.matrix_labels_:
-            named = [[i for i, one in enumerate(row) if one] for row in named]
-        plain = named
-        columns: dict[str, list[Any]] = {"label": plain, "probability": probabilities.astype(float).round(6).tolist()}
+        labels = [classifier.classes_[row].tolist() for row in decided]
+        shown = probabilities.astype(float).round(6).tolist()
     else:
-        columns = {"label": plain, "probability": probabilities.max(axis=1).astype(float).round(6).tolist()}
+        labels = classifier.name_labels(decided).tolist()
+        shown = probabilities.max(axis=1).astype(float).round(6).tolist()
+    columns: dict[str, list[Any]] = {"label": labels, "probability": shown}
     return {_free(name, taken): values for name, values in columns.items()}
 
 

@@ -118,9 +118,9 @@ def run(
         )
     lines = columns((folder / LLAMA).is_dir())
     results = _Results(Path(out) / "tables.json", rows)
-    cells = [(name, line) for name in chosen(only) for line in lines]
-    with track("table", len(cells), "cells") as advance:
-        for name in chosen(only):
+    names = chosen(only)
+    with track("table", len(names) * len(lines), "cells") as advance:
+        for name in names:
             splits = {split: read_split(data, name, split).take(rows) for split in ("train", *SPLITS[name])}
             for reading in READINGS:
                 if any(reading.place in line.backbones for line in lines):
