@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModel
 
+from sonde import precision
 from sonde.errors import ArgumentError, BackboneError
 from sonde.read import backbone as backbones
-from sonde.read import location, precision
+from sonde.read import location
 from sonde.read.backbone import load_backbone
 from sonde.read.forward import Forward
 from sonde.read.pooling import POOLINGS
@@ -717,11 +718,16 @@ def test_unknown_sites_poolings_types_and_devices_list_what_exists():
 
 
 @pytest.mark.parametrize(
-    ("units", "gain", "expected"),
-    [(True, 2.0, torch.bfloat16), (True, 1.1, torch.float32), (False, 9.0, torch.float32)],
+    ("reported", "gain", "expected"),
+    [
+        ("avx512_bf16", 2.0, torch.bfloat16),
+        ("avx512_bf16", 1.1, torch.float32),
+        ("amx_bf16", 1.1, torch.bfloat16),  # a measurement on a busy machine must not decide
+        ("avx2", 9.0, torch.float32),
+    ],
 )
-def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monkeypatch, units, gain, expected):
-    monkeypatch.setattr(precision, "_has_bfloat16_units", lambda: units)
+def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monkeypatch, reported, gain, expected):
+    monkeypatch.setattr(precision, "_has", lambda features: reported in features)
     monkeypatch.setattr(precision, "_bfloat16_gain", lambda: gain)
     assert precision.choose_dtype("auto", torch.device("cpu")) == expected
     assert precision.choose_dtype("float32", torch.device("cpu")) == torch.float32

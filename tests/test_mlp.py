@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sonde.errors import ArgumentError, ModelError, RecipeError, SondeWarning
-from sonde.learn import mlp
+from sonde.learn import mlp, training
 from sonde.learn.calibration import softmax
-from sonde.learn.head import DEFAULT, PAPER, FusionHead
+from sonde.learn.head import DEFAULT, PAPER, Dropout, FusionHead
 from sonde.learn.problem import Problem, Record
 from sonde.learn.splitting import Folds, make_folds, validation_folds
 from sonde.learn.targets import Targets, encode
@@ -64,7 +64,9 @@ def test_permuted_labels_give_chance():
     assert abs(np.mean(fitted.held_out[seen].argmax(axis=1) == permuted[seen]) - 1 / 3) < 0.13  # 3.5 deviations
 
 
-def test_features_of_any_scale_and_offset_give_the_same_predictions():
+def test_features_of_any_scale_and_offset_give_the_same_predictions(monkeypatch):
+    # Coarser products turn the last bits of the standardised features into another, equally good, training run.
+    monkeypatch.setattr(training, "choose_dtype", lambda name, device: torch.float32)
     blocks, ids, texts = clusters()
     moved = {name: 1000 * block + 500 for name, block in blocks.items()}
     for row in (4, 14):
@@ -72,6 +74,16 @@ def test_features_of_any_scale_and_offset_give_the_same_predictions():
         other = mlp.fit(a_problem(moved, ids, texts), DEEP, SENTENCES, row, setting=QUICK).held_out
         seen = ~np.isnan(plain[:, 0])
         np.testing.assert_allclose(softmax(plain[seen]), softmax(other[seen]), atol=0.02)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_training_in_either_precision_learns_and_leaves_float32_weights(monkeypatch, precision):
+    monkeypatch.setattr(training, "choose_dtype", lambda name, device: precision)
+    fitted = mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 15, setting=QUICK)
+    blocks, ids, texts = clusters(seed=1)
+    assert accuracy(fitted.model, blocks, ids) > 0.8
+    assert {p.dtype for p in fitted.model.network.state_dict().values()} == {torch.float32}
+    assert fitted.model.logits(blocks, texts).dtype == np.float32
 
 
 # Determinism
@@ -351,3 +363,16 @@ def test_logits_do_not_depend_on_the_other_rows(outcome):
     np.testing.assert_allclose(shuffled, whole[order], rtol=1e-4, atol=1e-5)
     empty = outcome.model.logits({name: block[:0] for name, block in blocks.items()}, [])
     assert empty.shape == (0, 3)
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_dropout_drops_its_share_keeps_the_mean_and_rests_in_evaluation(rate: float) -> None:
+    torch.manual_seed(0)
+    given, dropout = torch.ones(999, 401), Dropout(rate)
+    dropped = dropout.train()(given)
+    assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=5e-3)
+    assert float(dropped.mean()) == pytest.approx(1, abs=1e-2)
+    assert sorted(set(dropped.flatten().tolist())) == [0, pytest.approx(1 / (1 - rate))]
+    assert not torch.equal(dropped, dropout(given))
+    assert dropout.eval()(given) is given
+    assert Dropout(0.0).train()(given) is given

@@ -112,6 +112,25 @@ class Standardise(nn.Module):
         return (block - self.mean) * self.scale
 
 
+class Dropout(nn.Module):
+    """Dropout that draws one byte an element: drawing a float of each cost a third of the training time.
+
+    Rates are multiples of 1/256.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = round(256 * rate)  # of 256 values of a byte
+
+    def forward(self, given: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Drop in training; the identity otherwise."""
+        if not self.training or not self.dropped:
+            return given
+        words = torch.empty(-(-given.numel() // 8), dtype=torch.int64, device=given.device)
+        bits = words.random_(-(2**63), None).view(torch.uint8)[: given.numel()].view(given.shape)
+        return given * ((bits >= self.dropped).to(given.dtype) * (256 / (256 - self.dropped)))
+
+
 class FusionNetwork(nn.Module):
     """Blocks -> standardised -> fused (one row of Table 1) -> hidden layers -> logits."""
 
@@ -154,7 +173,7 @@ def _head(fusion: Fusion, n_classes: int, setting: Setting) -> nn.Sequential:
         layers.append(nn.LayerNorm(width))
     for hidden in setting.hidden:
         norm: list[nn.Module] = [nn.LayerNorm(hidden)] if setting.normalise else []
-        layers += [nn.Linear(width, hidden), *norm, nn.ReLU(), nn.Dropout(setting.dropout)]
+        layers += [nn.Linear(width, hidden), *norm, nn.ReLU(), Dropout(setting.dropout)]
         width = hidden
     return nn.Sequential(*layers, nn.Linear(width, n_classes))
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sonde.learn.head import FusionNetwork, Setting, predict
+from sonde.precision import choose_dtype
 from sonde.progress import tracked
 
 Loss = Callable[[Float[Tensor, "row class"], Float[Tensor, "row class"], bool], Float[Tensor, " row"]]
@@ -101,6 +102,8 @@ def train(
         With the network of the best epoch if rows are watched, else of the last.
     """
     optimizer, average = _optimizer(network, setting, learning_rate), network
+    device = data.indicator.device
+    precision = choose_dtype("auto", device)  # of the products; weights, losses and every prediction are float32
     if setting.averaging:
         average = copy.deepcopy(network)
     weights = data.weights / data.weights[rows].mean()
@@ -111,7 +114,8 @@ def train(
     for epoch in tracked(range(1, setting.epochs + 1), "training a head", "epochs"):
         total = 0.0
         for batch in torch.split(rows[torch.randperm(len(rows))], size):
-            logits = network.train()([block.index_select(0, batch) for block in data.blocks])  # row class
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = network.train()([block.index_select(0, batch) for block in data.blocks]).float()  # row class
             step_loss = (loss(logits, data.indicator[batch], data.multilabel) * weights[batch]).mean()
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(step_loss)

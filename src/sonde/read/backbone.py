@@ -17,11 +17,11 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sonde.errors import BackboneError, choose
+from sonde.precision import choose_device, choose_dtype
 from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
 from sonde.read.forward import Forward
 from sonde.read.location import find_checkpoint
 from sonde.read.pooling import POOLINGS
-from sonde.read.precision import choose_device, choose_dtype
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
 from sonde.read.tracing import refuse_experts
 from sonde.read.truncation import POOLER

@@ -1,4 +1,4 @@
-"""Precision: which device and which floating type a backbone runs with.
+"""Precision: which device and which floating type a backbone runs with, and heads are trained with.
 
 choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
 choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
@@ -15,6 +15,8 @@ from sonde.errors import ArgumentError, BackboneError, choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """float16 is left out: its largest value is 65,504, and the massive activations of many decoders overflow it."""
+_TILES = frozenset({"amx_bf16"})
+_UNITS = frozenset({"avx512_bf16", "bf16", "sve_bf16"})  # of x86 and of ARM
 _LEAST_GAIN = 1.3  # below this, the coarser type buys too little
 _GEMM = (1024, 768, 768)  # tokens x width x width: a batch of a small encoder, 1.2 GFLOP
 _REPEATS = 7  # the best of 7 stands against other work on the machine
@@ -45,28 +47,30 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the floating type of this name; "auto" decides by the hardware.
 
-    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 only if the processor has units for it and a short
-    matrix product runs at least 1.3 times faster with it: without such units it can be a hundred times slower.
+    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 if the processor has tiles for it (AMX), or if it has
+    vector units for it and a short matrix product runs at least 1.3 times faster with it: without such units it can be
+    a hundred times slower. A measurement can come out differently on a busy machine, so it is made only where needed.
     """
     if name != "auto":
         return DTYPES[choose("dtype", name, ["auto", *DTYPES], ArgumentError) if name not in DTYPES else name]
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and _has_bfloat16_units() and _bfloat16_gain() >= _LEAST_GAIN:
-        return torch.bfloat16
-    return torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    fast = _has(_TILES) or (_has(_UNITS) and _bfloat16_gain() >= _LEAST_GAIN)
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _has_bfloat16_units() -> bool:
-    """Whether the processor reports AVX512-BF16, AMX-BF16 or the bfloat16 extension of ARM."""
+def _has(features: frozenset[str]) -> bool:
+    """Whether the processor reports one of these features."""
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
+        if any(capabilities.get(name) for name in features):
             return True
     cpuinfo = Path("/proc/cpuinfo")  # older torch; absent elsewhere than on Linux
     words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.is_file() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(words & features)
 
 
 @cache
