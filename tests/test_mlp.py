@@ -10,7 +10,8 @@ import torch
 from sonde.errors import ArgumentError, ModelError, RecipeError, SondeWarning
 from sonde.learn import mlp, training
 from sonde.learn.calibration import softmax
-from sonde.learn.head import DEFAULT, PAPER, Dropout, FusionHead
+from sonde.learn.fusion import Dropout
+from sonde.learn.head import DEFAULT, PAPER, FusionHead
 from sonde.learn.problem import Problem, Record
 from sonde.learn.splitting import Folds, make_folds, validation_folds
 from sonde.learn.targets import Targets, encode
@@ -312,7 +313,7 @@ def test_the_papers_setting():
     network = fitted.model.network
     shapes = [tuple(layer.weight.shape) for layer in network.head if isinstance(layer, torch.nn.Linear)]
     assert shapes == [(1024, 25 + 8), (256, 1024), (3, 256)]
-    assert [layer.p for layer in network.head if isinstance(layer, torch.nn.Dropout)] == [0.5, 0.5]
+    assert [layer.rate for layer in network.head if isinstance(layer, Dropout)] == [0.5, 0.5]
     assert all(torch.equal(to.scale, torch.ones_like(to.scale)) for to in network.standardise)
     assert float(network.fusion.co.sigma) == pytest.approx(0.2)
     assert fitted.summary["paper"] and fitted.summary["learning_rate"] == 1e-4

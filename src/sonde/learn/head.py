@@ -1,6 +1,7 @@
 """LLMEmbed's classifier (arXiv 2406.03725, section 3): blocks -> fusion -> hidden layers -> logits.
 
 Setting, DEFAULT, PAPER    how a head is built and trained: our choices, and the paper's
+Standardise                centre and scale of one block
 FusionNetwork              standardised blocks, fused by one row of Table 1, through the head
 FusionHead                 a fitted one
 predict                    logits of a network for any number of rows
@@ -15,7 +16,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from sonde.errors import ModelError
-from sonde.learn.fusion import PAPER_MAP_DROPOUT, Fusion, Roles, row_of
+from sonde.learn.fusion import PAPER_MAP_DROPOUT, Dropout, Fusion, Roles, row_of
 from sonde.learn.problem import Blocks, Record
 
 CALIBRATION_ROWS = 4096  # a median of |x.y| needs no more
@@ -110,25 +111,6 @@ class Standardise(nn.Module):
     def forward(self, block: Float[Tensor, "row feature"]) -> Float[Tensor, "row feature"]:
         """Standardise a batch."""
         return (block - self.mean) * self.scale
-
-
-class Dropout(nn.Module):
-    """Dropout that draws one byte an element: drawing a float of each cost a third of the training time.
-
-    Rates are multiples of 1/256.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.dropped = round(256 * rate)  # of 256 values of a byte
-
-    def forward(self, given: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """Drop in training; the identity otherwise."""
-        if not self.training or not self.dropped:
-            return given
-        words = torch.empty(-(-given.numel() // 8), dtype=torch.int64, device=given.device)
-        bits = words.random_(-(2**63), None).view(torch.uint8)[: given.numel()].view(given.shape)
-        return given * ((bits >= self.dropped).to(given.dtype) * (256 / (256 - self.dropped)))
 
 
 class FusionNetwork(nn.Module):
