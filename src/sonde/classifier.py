@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from sonde import saving
 from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights
-from sonde.learn import calibration, learning, metrics
+from sonde.learn import calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import Recipe, find
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
@@ -238,9 +238,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.multilabel_:
             probabilities = calibration.to_probabilities(logits / self.temperature_, True)
             self.thresholds_ = calibration.fit_thresholds(probabilities, targets, weights[choosing])
-        conformal = folds.conformal & finite
-        probabilities = calibration.to_probabilities(held_out[conformal] / self.temperature_, self.multilabel_)
-        self.conformal_scores_ = calibration.conformal_scores(probabilities, both.targets.take(conformal))
+        calibrating = folds.conformal & finite
+        probabilities = calibration.to_probabilities(held_out[calibrating] / self.temperature_, self.multilabel_)
+        self.conformal_scores_ = conformal.conformal_scores(probabilities, both.targets.take(calibrating))
 
     def _out_of_fold(
         self, held_out: Float[np.ndarray, "row class"], both: Labelled, folds: Folds
@@ -292,8 +292,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ArgumentError(
                 "predict_set guarantees one label a text; this model is multi-label: use predict_proba."
             )
-        calibration.conformal_threshold(self.conformal_scores_, alpha)  # alpha is judged before the texts are read
-        sets = calibration.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha)
+        conformal.conformal_threshold(self.conformal_scores_, alpha)  # alpha is judged before the texts are read
+        sets = conformal.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha)
         return [self.classes_[row].tolist() for row in sets]
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
