@@ -131,9 +131,14 @@ def test_every_kind_of_learner_takes_several_labels(recipe: str) -> None:
     assert report["micro_f1"] > 0.7 and report["mean_average_precision"] > 0.75
 
 
-def test_label_sets_are_for_one_label_a_text(several: TextClassifier) -> None:
-    with pytest.raises(ArgumentError, match="multi-label: use predict_proba"):
-        several.predict_set(["the wind"])
+def test_label_sets_miss_few_labels(several: TextClassifier) -> None:
+    texts, labels = _two_topics(1)
+    for alpha in (0.1, 0.3):
+        sets = several.predict_set(texts, alpha=alpha)
+        assert all(sets), "a set is never empty"
+        missed = [len(set(row) - set(given)) / len(row) for row, given in zip(labels, sets, strict=True) if row]
+        assert np.mean(missed) < alpha + 0.06
+    assert [] in several.predict_set(texts, alpha=0.6, allow_empty=True)
 
 
 @pytest.mark.slow

@@ -146,13 +146,15 @@ def test_evaluate_prints_the_figures(files: Path, run: Run) -> None:
     assert done.code == 0 and narrow(done.out)
     classifier = sonde.load(files / "model", cache=None)
     assert f"{classifier.score(NEW_TEXTS, NEW_LABELS):.4f}" in done.out
-    assert all(name in done.out for name in ("accuracy", "macro_f1", "log_loss", "ece", "truncated_rows", "weather"))
+    assert all(name in done.out for name in ("accuracy", "macro_f1", "log_loss", "ece_95", "truncated_rows", "weather"))
+    assert "from probability" in done.out and "aurc" in done.out
 
 
 def test_evaluate_json_has_the_keys_of_the_contract(files: Path, run: Run) -> None:
     content = run("evaluate", files / "model", files / "test.csv", *EXACT, "--json").json
-    keys = {"accuracy", "macro_f1", "log_loss", "ece", "n", "truncated_rows", "per_class", "warnings"}
-    assert content.keys() == keys and content["n"] == 45
+    keys = {"accuracy", "macro_f1", "log_loss", "ece", "ece_95", "n", "truncated_rows", "per_class", "warnings"}
+    assert content.keys() == keys | {"aurc", "risk_coverage"} and content["n"] == 45
+    assert content["risk_coverage"][0].keys() == {"coverage", "error", "threshold"}
     assert content["per_class"][0].keys() == {"label", "precision", "recall", "f1", "support"}
     classifier = sonde.load(files / "model", cache=None)
     assert content["accuracy"] == classifier.score(NEW_TEXTS, NEW_LABELS) > 0.5
@@ -236,6 +238,55 @@ def test_predict_reads_long_files_in_stretches(files: Path, tmp_path: Path, run:
     assert done.err.count("reading") == 1 and f"{rows}/{rows}" in done.err
     labels = read_table(tmp_path / "out.csv").columns["label"]
     assert labels == [labels[i % 45] for i in range(rows)]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])
+def test_predict_leaves_unsure_labels_empty(name: str, files: Path, tmp_path: Path, run: Run) -> None:
+    done = run(
+        "predict",
+        files / "model",
+        files / "new.csv",
+        "--out",
+        tmp_path / name,
+        "--abstain-below",
+        0.6,
+        *EXACT,
+        "--json",
+    )
+    content, columns = done.json, read_table(tmp_path / name).columns
+    sure = [float(str(value)) >= 0.6 for value in columns["probability"]]
+    known = sonde.load(files / "model", cache=None, dtype="float32").predict(NEW_TEXTS)
+    empty = "" if name == "out.csv" else None
+    expected = [label if kept else empty for label, kept in zip(known.tolist(), sure, strict=True)]
+    assert [label or empty for label in columns["label"]] == expected
+    assert content["rows"] == 45 and content["threshold"] == 0.6
+    assert 0 < content["abstained"] == sure.count(False) < 45
+    assert sum(content["labels"].values()) == 45 - content["abstained"]
+
+
+def test_predict_abstains_to_keep_a_target_error(files: Path, tmp_path: Path, run: Run) -> None:
+    out = ("--out", tmp_path / "out.csv", *EXACT)
+    done = run("predict", files / "model", files / "new.csv", *out, "--target-error", 0.01, "--json")
+    assert done.json["abstained"] == 45 and done.json["threshold"] is None and done.json["labels"] == {}
+    assert done.json["warnings"] == {"target_error_not_reached": 1}
+    assert "to keep the error at or below 0.01: nothing is answered" in done.err
+    done = run("predict", files / "model", files / "new.csv", *out, "--target-error", 0.7)
+    assert done.code == 0 and "abstained" in done.out and "threshold" in done.out
+    done = run("predict", files / "model", files / "new.csv", *out)
+    assert "abstained" not in done.out
+
+
+def test_predict_says_what_is_wrong_with_abstaining(files: Path, tmp_path: Path, run: Run) -> None:
+    several = [[label] for label in LABELS]
+    sonde.TextClassifier("lexical", cache=None).fit(TEXTS, several).save(tmp_path / "several")
+    for model, options, sentence in (
+        (files / "model", ("--abstain-below", 0.5, "--target-error", 0.1), "Give either a threshold"),
+        (files / "model", ("--abstain-below", 1.5), "(--abstain-below) is 1.5; it must lie between 0 and 1"),
+        (files / "model", ("--target-error", 0), "(--target-error) is 0.0; it must lie between 0 and 1"),
+        (tmp_path / "several", ("--abstain-below", 0.5), "this model is multi-label"),
+    ):
+        done = run("predict", model, files / "new.csv", "--out", tmp_path / "out.csv", *options, *EXACT)
+        assert done.code == 2 and sentence in done.err and not (tmp_path / "out.csv").exists()
 
 
 def test_nothing_is_written_when_predict_fails(files: Path, tmp_path: Path, run: Run) -> None:

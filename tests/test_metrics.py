@@ -8,6 +8,7 @@ from sklearn import metrics as reference
 from sonde.errors import ArgumentError
 from sonde.learn.metrics import (
     accuracy,
+    calibrated_error,
     expected_calibration_error,
     holm,
     log_loss,
@@ -120,3 +121,52 @@ def test_mcnemar_is_the_binomial_test_of_the_disagreements():
 def test_holm_multiplies_by_the_number_of_hypotheses_left():
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]).tolist() == [1.0, 1.0]
+
+
+def _plain_calibrated_errors(probabilities, multilabel, draws):
+    """Draw labels, measure, again and again."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(draws):
+        if multilabel:
+            truth = rng.random(probabilities.shape) < probabilities
+        else:
+            right = rng.random(len(probabilities)) < probabilities.max(axis=1)
+            truth = np.zeros_like(probabilities)
+            truth[
+                np.arange(len(truth)), np.where(right, probabilities.argmax(axis=1), probabilities.argmin(axis=1))
+            ] = 1
+        found.append(expected_calibration_error(truth, probabilities, multilabel=multilabel))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_what_chance_leaves_is_what_repeated_draws_show(multilabel):
+    probabilities = np.round(RNG.dirichlet([3, 1, 0.5, 0.5], 400), 2)  # with ties
+    plain = _plain_calibrated_errors(probabilities, multilabel, 1500)
+    for level in (0.5, 0.95):
+        found = calibrated_error(probabilities, multilabel=multilabel, level=level)
+        assert found == pytest.approx(np.quantile(plain, level), rel=0.05)
+
+
+def test_a_calibrated_model_exceeds_what_chance_leaves_in_one_case_of_twenty():
+    over = 0
+    for _ in range(400):
+        probabilities = RNG.dirichlet([4, 1, 1], 150)
+        truth = np.eye(3)[(probabilities.cumsum(axis=1) > RNG.random((150, 1))).argmax(axis=1)]
+        over += expected_calibration_error(truth, probabilities) > calibrated_error(probabilities, draws=200)
+    assert 0.02 < over / 400 < 0.09
+
+
+def test_what_chance_leaves_does_not_depend_on_order_or_memory(monkeypatch):
+    probabilities = RNG.dirichlet([4, 1, 1], 500)
+    whole = calibrated_error(probabilities)
+    assert calibrated_error(probabilities[::-1]) == whole == calibrated_error(probabilities, seed=0)
+    assert calibrated_error(probabilities, seed=1) != whole
+    monkeypatch.setattr("sonde.learn.metrics.DRAWN", 700)  # one draw at a time
+    assert calibrated_error(probabilities) == whole
+    assert calibrated_error(probabilities[:1]) > 0
+
+
+def test_more_rows_leave_less_to_chance():
+    found = [calibrated_error(RNG.dirichlet([4, 1, 1], rows)) for rows in (100, 1000, 10000)]
+    assert found[0] > 2 * found[1] > 4 * found[2]

@@ -72,8 +72,10 @@ def test_round_trip_gives_identical_predictions(recipe: str, sort: Any, tmp_path
     assert again.classes_.dtype == fitted.classes_.dtype and again.classes_.tolist() == fitted.classes_.tolist()
     assert again.summary_ == json.loads(json.dumps(fitted.summary_))
     assert (again.recipe, again.max_tokens, again.long_text, again.metric) == (recipe, 20, "windows", "macro_f1")
+    for alpha in (0.3, 0.6):
+        assert again.predict_set(NEW_TEXTS, alpha=alpha) == fitted.predict_set(NEW_TEXTS, alpha=alpha)
     if sort in (str, int, bool):
-        assert again.predict_set(NEW_TEXTS, alpha=0.3) == fitted.predict_set(NEW_TEXTS, alpha=0.3)
+        np.testing.assert_array_equal(again.held_answers_, fitted.held_answers_)
 
 
 def test_a_loaded_model_saves_the_same_bytes(sound: dict[str, Path], tmp_path: Path) -> None:
@@ -361,7 +363,27 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "stated matrix of scores": (
         edit_arrays(lambda a: a.update(conformal_scores=np.ones((2, 2))), stated=True),
-        "must have one dimension",
+        "The conformal scores must have one dimension",
+    ),
+    "stated scores turned": (
+        edit_arrays(lambda a: a.update(conformal_scores=a["conformal_scores"][::-1].copy()), stated=True),
+        "The conformal scores do not rise from 0 to 1",
+    ),
+    "stated matrix of keys": (
+        edit_arrays(lambda a: a.update(train_keys=a["train_keys"][:, None]), stated=True),
+        "The training keys must have one dimension",
+    ),
+    "stated answers without truth": (
+        edit_arrays(lambda a: a.update(held_answers=a["held_answers"][:, :1].copy()), stated=True),
+        "The held-out answers must have two columns",
+    ),
+    "stated answers turned": (
+        edit_arrays(lambda a: a.update(held_answers=a["held_answers"][::-1].copy()), stated=True),
+        "The held-out answers do not fall from 1 to 0",
+    ),
+    "stated no answers": (
+        edit_arrays(lambda a: a.pop("held_answers") is None, stated=True),
+        "Held-out answers belong to models of one",
     ),
     "no scores": (edit_arrays(lambda a: a.pop("conformal_scores") is None, stated=True), "is damaged"),
 }  # fmt: skip
@@ -375,6 +397,23 @@ def test_damage_is_refused_with_a_sentence(name: str, model: Path) -> None:
         load(model)
     assert sentence in str(caught.value)
     assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda a: a.update(conformal_scores=a["conformal_scores"][:, 0].copy()), "scores must have two columns"),
+        (lambda a: a.update(conformal_scores=a["conformal_scores"][1:].copy()), "scores are not of whole rows"),
+        (lambda a: a.update(held_answers=np.ones((3, 2), dtype=np.float32)), "answers belong to models of one label"),
+    ],
+)
+def test_damaged_calibration_of_several_labels_is_refused(
+    change: Any, sentence: str, sound: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sound["several"], tmp_path / "model"))
+    edit_arrays(change, stated=True)(folder)
+    with pytest.raises(ModelError, match=f"{sentence}.*; the model is damaged"):
+        load(folder)
 
 
 @pytest.mark.parametrize("entry", sorted(saving.ENTRIES - {"format", "protocol"}))

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from sonde import saving
 from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights
-from sonde.learn import calibration, conformal, learning, metrics
+from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import Recipe, find
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
@@ -238,9 +238,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.multilabel_:
             probabilities = calibration.to_probabilities(logits / self.temperature_, True)
             self.thresholds_ = calibration.fit_thresholds(probabilities, targets, weights[choosing])
-        calibrating = folds.conformal & finite
+        calibrating = folds.conformal & finite & (both.weights > 0)
         probabilities = calibration.to_probabilities(held_out[calibrating] / self.temperature_, self.multilabel_)
-        self.conformal_scores_ = conformal.conformal_scores(probabilities, both.targets.take(calibrating))
+        targets = both.targets.take(calibrating)
+        self.conformal_scores_ = conformal.conformal_scores(probabilities, targets)
+        self.held_answers_ = None if self.multilabel_ else abstention.answers_of(probabilities, targets)
 
     def _out_of_fold(
         self, held_out: Float[np.ndarray, "row class"], both: Labelled, folds: Folds
@@ -279,22 +281,63 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         logits = self._scaled_logits(texts)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 and not self.multilabel_ else logits
 
-    def predict_set(self, texts: Any, alpha: float = 0.05) -> list[list[Any]]:
-        """Label sets that hold the true label with probability 1 - alpha (split conformal prediction), never empty.
+    def predict_set(self, texts: Any, alpha: float = 0.05, allow_empty: bool = False) -> list[list[Any]]:
+        """Label sets that hold the true label with probability 1 - alpha (split conformal prediction).
+
+        Multi-label: sets that miss at most a share alpha of a text's true labels in expectation (conformal risk
+        control). Never empty unless `allow_empty`: an empty set says that no label is likely enough.
 
         Raises
         ------
         ArgumentError
-            If alpha is not between 0 and 1, or the model is multi-label.
+            If alpha is not between 0 and 1.
         """
         check_is_fitted(self, "classes_")
-        if self.multilabel_:
-            raise ArgumentError(
-                "predict_set guarantees one label a text; this model is multi-label: use predict_proba."
-            )
         conformal.conformal_threshold(self.conformal_scores_, alpha)  # alpha is judged before the texts are read
-        sets = conformal.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha)
+        sets = conformal.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha, allow_empty)
         return [self.classes_[row].tolist() for row in sets]
+
+    def predict_or_abstain(
+        self, texts: Any, *, threshold: float | None = None, target_error: float | None = None
+    ) -> np.ndarray:
+        """The label of each text whose probability is at least a threshold, None where the model abstains.
+
+        Parameters
+        ----------
+        texts : sequence of str
+        threshold, target_error : float
+            One of the two: the threshold itself, or the error rate that answers may have; `answer_threshold` chooses
+            the threshold then.
+
+        Returns
+        -------
+        ndarray (row,) of objects
+        """
+        least = self.answer_threshold(threshold=threshold, target_error=target_error)
+        probabilities = self.predict_proba(texts)
+        return abstention.withhold(self.name_labels(self.decide(probabilities)), probabilities.max(axis=1), least)
+
+    def answer_threshold(self, *, threshold: float | None = None, target_error: float | None = None) -> float:
+        """The least probability at which `predict_or_abstain` answers; infinity if it cannot keep `target_error`.
+
+        Raises
+        ------
+        ArgumentError
+            If not exactly one is given, it is out of range, or the model is multi-label.
+        """
+        check_is_fitted(self, "classes_")
+        if self.held_answers_ is None:
+            raise ArgumentError(
+                "Abstention withholds the one label of a text, but this model is multi-label: use predict_proba or "
+                "predict_set."
+            )
+        if (threshold is None) == (target_error is None):
+            raise ArgumentError(
+                "Give either a threshold (--abstain-below) or a target error (--target-error), and not both."
+            )
+        if target_error is None:
+            return abstention.check_threshold(cast(float, threshold))
+        return abstention.error_threshold(self.held_answers_, target_error)
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1."""
@@ -394,7 +437,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What `save` writes as tensors."""
         arrays = {f"learner/{name}": array for name, array in learning.describe(self.model_).arrays.items()}
         arrays |= {"conformal_scores": self.conformal_scores_, "train_keys": self.train_keys_}
-        return arrays if self.thresholds_ is None else {**arrays, "thresholds": self.thresholds_}
+        optional = {"thresholds": self.thresholds_, "held_answers": self.held_answers_}
+        return arrays | {name: array for name, array in optional.items() if array is not None}
 
     def check_widths(self) -> None:
         """Run the learner once: what it reads must be as wide as the backbones are, and it must know every class."""

@@ -52,6 +52,8 @@ class LongText(StrEnum):
 BACKBONE_HELP = "Hub id or folder; repeat for several. Default: all-MiniLM-L6-v2."
 NAMES_HELP = "JSON: a list of names for the labels 0, 1, ..., or an object label: name."
 WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
+ABSTAIN_HELP = "Leave the label empty where its probability is below this."
+TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -160,6 +162,8 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
     out: Annotated[Path, typer.Option("--out", help="csv, tsv, jsonl (.gz) or parquet.")],
     text: Text = "text",
+    abstain_below: Annotated[float | None, typer.Option("--abstain-below", help=ABSTAIN_HELP)] = None,
+    target_error: Annotated[float | None, typer.Option("--target-error", help=TARGET_HELP)] = None,
     backbone: Moved = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -173,13 +177,19 @@ def predict(
         from sonde.tables import TableWriter, iter_tables, text_column
 
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
-        counts: Counter[str] = Counter()
+        least = None
+        if abstain_below is not None or target_error is not None:
+            least = classifier.answer_threshold(threshold=abstain_below, target_error=target_error)
+        counts: Counter[Any] = Counter()
         with TableWriter(out, like=source) as writer:
             for table in iter_tables(source):
-                predicted = _predicted(classifier, text_column(table, text), list(table.columns))
-                counts.update(map(str, next(iter(predicted.values()))))
+                predicted = _predicted(classifier, text_column(table, text), list(table.columns), least)
+                counts.update(None if one is None else str(one) for one in next(iter(predicted.values())))
                 writer.write({**table.columns, **predicted})
-        result |= {"out": str(out), "rows": sum(counts.values()), "labels": dict(counts.most_common())}
+        result |= {"out": str(out), "rows": sum(counts.values())}
+        if least is not None:  # a threshold that nothing reaches is none
+            result |= {"abstained": counts.pop(None, 0), "threshold": least if least <= 1 else None}
+        result["labels"] = dict(counts.most_common())
 
 
 @app.command()
@@ -465,8 +475,8 @@ def _read_names(path: Path | None) -> dict[str, str]:
     return names
 
 
-def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str, list[Any]]:
-    """The columns that predict adds, under names that the input does not use."""
+def _predicted(classifier: Any, texts: list[str], taken: list[str], least: float | None) -> dict[str, list[Any]]:
+    """The columns that predict adds, under names that the input does not use; `least` = where answers begin."""
     probabilities = classifier.predict_proba(texts)
     decided = classifier.decide(probabilities)
     if classifier.multilabel_:
@@ -474,7 +484,12 @@ def _predicted(classifier: Any, texts: list[str], taken: list[str]) -> dict[str,
         shown = probabilities.astype(float).round(6).tolist()
     else:
         labels = classifier.name_labels(decided).tolist()
-        shown = probabilities.max(axis=1).astype(float).round(6).tolist()
+        sure = probabilities.max(axis=1)
+        shown = sure.astype(float).round(6).tolist()
+        if least is not None:
+            from sonde.learn.abstention import withhold
+
+            labels = withhold(classifier.name_labels(decided), sure, least).tolist()
     columns: dict[str, list[Any]] = {"label": labels, "probability": shown}
     return {_free(name, taken): values for name, values in columns.items()}
 

@@ -12,11 +12,15 @@ from sonde.classifier import TextClassifier
 from sonde.errors import DataError, warn
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
+from sonde.learn.abstention import risk_coverage
 from sonde.learn.splitting import text_keys
 from sonde.learn.targets import encode_against, unseen
 
 NAMED_LABELS = 5
 """Labels that a warning names; the report counts all."""
+
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Shares of answered texts at which the report gives the error; below a half a classifier is hardly of use."""
 
 
 def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, Any]:
@@ -33,8 +37,10 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     Returns
     -------
     dict
-        `accuracy`, `macro_f1`, `log_loss` (nats), `ece` (15 equal-mass bins), `n`, `truncated_rows`, `per_class` and,
-        for multi-label models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
+        `accuracy`, `macro_f1`, `log_loss` (nats), `ece` (15 equal-mass bins), `ece_95` (what a perfectly calibrated
+        model of the same confidences stays below in 95% of cases), `n`, `truncated_rows`, `per_class`; for models of
+        one label a text, `aurc` and `risk_coverage` (coverage, error, threshold at a few coverages); for multi-label
+        models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
 
     Warns
     -----
@@ -70,9 +76,14 @@ def _report(
         "macro_f1": metrics.macro_f1(truth, decided),
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
+        "ece_95": metrics.calibrated_error(probabilities, multilabel=multilabel),
         "truncated_rows": truncated_rows,
     }
-    if multilabel:
+    if not multilabel:
+        curve = risk_coverage(probabilities.max(axis=1), np.asarray((decided & (truth > 0)).any(axis=1)))
+        report["aurc"] = curve.area
+        report["risk_coverage"] = [curve.at(coverage) for coverage in COVERAGES]
+    else:
         report["micro_f1"] = metrics.micro_f1(truth, decided)
         report["subset_accuracy"] = metrics.subset_accuracy(truth, decided)
         report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)

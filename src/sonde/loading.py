@@ -14,7 +14,7 @@ import numpy as np
 from sonde import saving
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, InputError, ModelError, RecipeError
-from sonde.learn import learning
+from sonde.learn import abstention, conformal, learning
 from sonde.learn.problem import Record
 from sonde.learn.recipes import find
 from sonde.plan import ABOUT, BUNDLE
@@ -77,6 +77,7 @@ def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[
     classifier.temperature_ = float(content["temperature"])
     classifier.thresholds_ = arrays.get("thresholds")
     classifier.conformal_scores_ = arrays["conformal_scores"]
+    classifier.held_answers_ = arrays.get("held_answers")
     classifier.train_keys_ = arrays["train_keys"]
     classifier.summary_ = dict(content["summary"])
     return classifier
@@ -103,8 +104,10 @@ def _compare(classifier: TextClassifier, content: Mapping[str, Any], arrays: Map
         thresholds is not None and thresholds.shape != classes.shape
     ):
         raise ModelError(f"The thresholds do not fit {len(classes)} classes; the model is damaged.")
-    if classifier.conformal_scores_.ndim != 1 or classifier.train_keys_.ndim != 1:
-        raise ModelError("The conformal scores and training keys must have one dimension; the model is damaged.")
+    conformal.check_scores(classifier.conformal_scores_, classifier.multilabel_)
+    abstention.check_answers(classifier.held_answers_, classifier.multilabel_)
+    if classifier.train_keys_.ndim != 1:
+        raise ModelError("The training keys must have one dimension; the model is damaged.")
     if not 0 < classifier.temperature_ < math.inf:
         raise ModelError(f"The temperature is {classifier.temperature_}; the model is damaged.")
 

@@ -35,15 +35,18 @@ def fit(result: Result) -> None:
 
 
 def evaluation(result: Result) -> None:
-    """The figures, then a line a class."""
-    facts({name: value for name, value in result.items() if name not in ("per_class", "warnings")})
+    """The figures, the error when only the surest texts are answered, then a line a class."""
+    facts({name: value for name, value in result.items() if name not in ("per_class", "risk_coverage", "warnings")})
+    if "risk_coverage" in result:
+        points = [[p["coverage"], p["error"], p["threshold"]] for p in result["risk_coverage"]]
+        table(["answered", "error", "from probability"], points)
     rows = [[str(r["label"]), r["precision"], r["recall"], r["f1"], int(r["support"])] for r in result["per_class"]]
     table(["label", "precision", "recall", "f1", "rows"], rows)
 
 
 def prediction(result: Result) -> None:
     """Where the labels went, and how many of each."""
-    facts({"out": result["out"], "rows": result["rows"]})
+    facts({name: value for name, value in result.items() if name not in ("labels", "warnings")})
     table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
 
 
