@@ -280,7 +280,7 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust")],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
     models: Annotated[
         Path | None,

@@ -17,4 +17,6 @@ def _lazily(module: str) -> Callable[..., list[Path]]:
     return run
 
 
-BENCHES: dict[str, Callable[..., list[Path]]] = {name: _lazily(name) for name in ("tables", "collapse", "long_text")}
+BENCHES: dict[str, Callable[..., list[Path]]] = {
+    name: _lazily(name) for name in ("tables", "collapse", "long_text", "trust")
+}
