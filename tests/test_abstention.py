@@ -1,12 +1,16 @@
 """Abstention: the curve against a plain count, and thresholds that keep what they promise."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from samples import make, worded
 from scipy.stats import binom
+from sklearn.exceptions import NotFittedError
 
+import sonde
 from sonde import TextClassifier
 from sonde.errors import ArgumentError, ModelError, SondeWarning
 from sonde.evaluation import evaluate
@@ -235,6 +239,25 @@ def test_models_of_several_labels_do_not_abstain() -> None:
     assert several.held_answers_ is None
     with pytest.raises(ArgumentError, match="this model is multi-label: use predict_proba or predict_set"):
         several.predict_or_abstain(NEW_TEXTS, threshold=0.5)
+
+
+@pytest.mark.parametrize("labels", [["weather", "post"], [["weather"], ["post"]]])
+def test_a_model_that_held_nothing_out_is_saved_and_promises_nothing(labels: list[Any], tmp_path: Path) -> None:
+    with pytest.warns(SondeWarning, match="No rows can be held out"):
+        make("lexical").fit(["the cold wind", "three letters late"], labels).save(tmp_path / "model")
+    classifier = sonde.load(tmp_path / "model", cache=None)
+    assert len(classifier.conformal_scores_) == 0
+    with pytest.warns(SondeWarning, match="need at least 9 rows held out for them, but there are 0"):
+        assert classifier.predict_set(["wind"], alpha=0.1, allow_empty=True) == [["post", "weather"]]
+    if isinstance(labels[0], str):
+        assert classifier.predict_or_abstain(["cold wind"], threshold=0).tolist() == ["weather"]
+        with pytest.warns(SondeWarning, match="0 rows were held out for it"):
+            assert classifier.predict_or_abstain(["cold wind"], target_error=0.5).tolist() == [None]
+
+
+def test_an_unfitted_classifier_says_so() -> None:
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        make().predict_or_abstain(NEW_TEXTS, threshold=0.5)
 
 
 def test_rows_without_weight_calibrate_nothing() -> None:
