@@ -87,7 +87,7 @@ def scores(
 
     A p value is the share of texts of known classes that are as strange: for the probability the held-out rows, for the
     distance the training rows, each without itself. Where the two agree by chance alone, the sum of the logarithms
-    follows a chi-squared distribution (Fisher 1925, section 21.1); here it only orders the texts.
+    follows a chi-squared distribution (Fisher 1932, section 21.1); here it only orders the texts.
     """
     both_sides = logits if logits.ndim == 2 else np.stack([-logits / 2, logits / 2], axis=1)  # row class
     wide = both_sides.astype(np.float64)

@@ -61,8 +61,8 @@ def risk_coverage(confidence: Float[np.ndarray, " row"], right: Bool[np.ndarray,
     right : ndarray (row,)
         Whether the answer is right.
 
-    Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Classification", section 2; the area:
-    Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", section 2.
+    Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Classification"; the area:
+    Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers".
     """
     assert len(confidence), "a curve needs a row"
     falling, last, wrong = _ranked(confidence, right)
@@ -113,8 +113,8 @@ def error_threshold(answers: Float32[np.ndarray, "row 2"], target_error: float) 
     SondeWarning
         target_error_not_reached: no threshold can be shown to keep the target.
 
-    Source: Angelopoulos, Bates, Candes, Jordan and Lei 2021, "Learn then Test", section 3.1.1 (fixed sequences with
-    several starts); Geifman and El-Yaniv 2017, "Selective Classification for Deep Neural Networks", section 3 (binomial
+    Source: Angelopoulos, Bates, Candes, Jordan and Lei 2021, "Learn then Test" (fixed-sequence testing with
+    several starts); Geifman and El-Yaniv 2017, "Selective Classification for Deep Neural Networks" (binomial
     bounds at the confidences of the rows).
     """
     _check_target(target_error)

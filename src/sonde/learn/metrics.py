@@ -132,8 +132,8 @@ def calibrated_error(
     `expected_calibration_error`, as they depend on the confidences alone. Multi-label: every (row, class) is drawn on
     its own; labels that come together would leave larger gaps.
 
-    Source: Vaicenavicius et al. 2019, "Evaluating model calibration in classification", section 6 (consistency
-    resampling, after Broecker and Smith 2007).
+    Source: Vaicenavicius et al. 2019, "Evaluating model calibration in classification" (consistency resampling,
+    after Broecker and Smith 2007).
     """
     confidence = _confidence(probabilities, multilabel)
     order = np.argsort(confidence, kind="stable")  # bins lie side by side then
