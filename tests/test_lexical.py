@@ -19,6 +19,7 @@ from sonde.learn.ngrams import CHARS, WORDS, Kind, learn
 from sonde.learn.problem import Outcome, Problem
 from sonde.learn.splitting import make_folds, validation_folds
 from sonde.learn.targets import encode
+from sonde.learn.tokens import characters, words
 
 STRANGE = [
     "",
@@ -32,8 +33,8 @@ STRANGE = [
     "É é e\u0301!",
     "I I. i",
 ]
-WORD_TOKENS: dict[str, Any] = {"token_pattern": r"\w+|[^\w\s]", "ngram_range": (1, 2), "min_df": 2}
-CHAR_TOKENS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (2, 5), "min_df": 2}
+WORD_TOKENS: dict[str, Any] = {"tokenizer": words, "token_pattern": None, "ngram_range": (1, 2), "min_df": 2}
+CHAR_TOKENS: dict[str, Any] = {"analyzer": "char_wb", "preprocessor": characters, "ngram_range": (2, 5), "min_df": 2}
 
 
 def problem(

@@ -11,7 +11,6 @@ frequent as its own beginning, hence rare ones can be dropped length by length (
 1994, "Fast Algorithms for Mining Association Rules", section 2.1).
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -21,8 +20,8 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Int32, Int64
 
-# A word of any length, or one punctuation mark: "!" and "?" tell about tone, and languages have words of one letter.
-TOKEN = re.compile(r"\w+|[^\w\s]")
+from sonde.learn.tokens import characters, words
+
 # What stands in one text alone cannot tell about another; with it the vocabulary would be several times larger.
 MIN_TEXTS = 2
 BLANK = ord(" ")
@@ -34,7 +33,7 @@ class Kind:
     """Which n-grams are counted. Case is ignored."""
 
     name: Literal["word", "char"]
-    """Tokens are words and punctuation marks, or characters; characters stay within a word and its blanks."""
+    """Tokens are `tokens.words`, or characters; these stay within what stands between two blanks."""
     shortest: int
     """Tokens of the shortest n-grams."""
     longest: int
@@ -174,11 +173,11 @@ class _Stream:
 
 def _read(kind: Kind, texts: Sequence[str], number: Callable[[str], int]) -> _Stream:
     if kind.name == "word":
-        found = [[number(word) for word in TOKEN.findall(text[: kind.max_chars].lower())] for text in texts]
+        found = [[number(word) for word in words(text[: kind.max_chars])] for text in texts]
         tokens = np.fromiter(chain.from_iterable(found), dtype=np.int32)
-        sizes = np.array([len(words) for words in found], dtype=np.int64)
+        sizes = np.array([len(row) for row in found], dtype=np.int64)
     else:
-        padded = [" ".join(["", *text[: kind.max_chars].lower().split(), ""]) for text in texts]
+        padded = [characters(text[: kind.max_chars]) for text in texts]
         tokens = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int32)
         sizes = np.array([len(text) for text in padded], dtype=np.int64)
     rows = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
