@@ -85,7 +85,7 @@ def test_long_text_compares_three_ways(data: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
-    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust"}
+    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust", "ablation", "few"}
     with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
         datasets.read_split(tmp_path, "r8", "train")
     with pytest.raises(DataError, match="'mr' is unknown; known are: sst2, imdb"):

@@ -280,7 +280,7 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust, ablation, few")],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
     models: Annotated[
         Path | None,
@@ -291,6 +291,7 @@ def bench(
         int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these data sets.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Only these recipes; for `few`.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -300,9 +301,10 @@ def bench(
         from sonde.bench import BENCHES
         from sonde.errors import choose
 
+        own = {"recipes": recipe} if recipe else {}
         for name in names:
             run = BENCHES[choose("The benchmark", name, BENCHES)]
-            written = run(data=data, models=models, out=out, rows=rows, only=only, cache=_cache(cache, no_cache))
+            written = run(data=data, models=models, out=out, rows=rows, only=only, cache=_cache(cache, no_cache), **own)
             result[name] = [str(path) for path in written]
 
 

@@ -5,18 +5,24 @@ BENCHES   name of a benchmark -> the function that runs it and returns the files
 
 import importlib
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
+
+from sonde.errors import ArgumentError
 
 
 def _lazily(module: str) -> Callable[..., list[Path]]:
     def run(**settings: Any) -> list[Path]:
-        written: list[Path] = importlib.import_module(f"sonde.bench.{module}").run(**settings)
+        function = importlib.import_module(f"sonde.bench.{module}").run
+        if "recipes" in settings.keys() - signature(function).parameters.keys():
+            raise ArgumentError(f"`sonde bench {module}` has its own recipes; leave out --recipe.")
+        written: list[Path] = function(**settings)
         return written
 
     return run
 
 
 BENCHES: dict[str, Callable[..., list[Path]]] = {
-    name: _lazily(name) for name in ("tables", "collapse", "long_text", "trust")
+    name: _lazily(name) for name in ("tables", "collapse", "long_text", "trust", "ablation", "few")
 }

@@ -1,0 +1,42 @@
+"""The cells of a table in a JSON file, written one by one: a run that is stopped goes on where it was.
+
+Cells   finished cells under their keys, with what they were measured with
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sonde.bench import machine
+from sonde.tables import write_atomically
+
+
+class Cells:
+    """Finished cells; those that were measured under another setting are not taken over."""
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.content: dict[str, Any] = {"setting": setting, "cells": {}}
+        if self.path.is_file():
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if found.get("setting") == json.loads(json.dumps(setting)):
+                self.content = found
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content["cells"]
+
+    def put(self, key: str, cell: dict[str, Any]) -> None:
+        """Keep a finished cell, with machine, versions and date."""
+        self.content["machine"] = machine.describe()
+        self.content["cells"][key] = cell
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(self.path) as file:
+            json.dump(self.content, file, indent=1)
+
+    def write_page(self, page: str) -> list[Path]:
+        """Write the Markdown beside the JSON file; both paths."""
+        path = self.path.with_suffix(".md")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as file:
+            file.write(page)
+        return [self.path, path]
