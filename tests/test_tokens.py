@@ -9,7 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
 from sonde.learn.ngrams import CHARS, WORDS, Kind, learn
-from sonde.learn.tokens import characters, spelled, words
+from sonde.learn.tokens import TOKEN, WORD, characters, placed, spelled, words
 
 PLAIN = [
     "The café's naïve façade — “quoted”, 50 % off… ½ price! 😀",
@@ -95,3 +95,22 @@ def test_the_limit_of_characters_is_that_of_the_text_as_it_stands() -> None:
     long = "道" * (CHARS.max_chars or 0)
     _, counts = learn(CHARS, [long + "路", long])
     assert (counts.toarray()[0] == counts.toarray()[1]).all()
+
+
+@pytest.mark.parametrize("text", [*PLAIN, "ｶﾞﾗｽ ＡＢＣ！", "مُحَمَّد ﷺ", "u\u0308ber", "ﾡￂ", "İstanbul", "हिन्दी", ""])
+def test_every_character_comes_from_somewhere(text: str) -> None:
+    lower, spans = placed(text)
+    assert lower == spelled(text).lower() and len(spans) == len(lower)
+    assert spans == sorted(spans) and all(0 <= start < stop <= len(text) for start, stop in spans)
+    for letter, (start, stop) in zip(lower, spans, strict=True):
+        assert letter in spelled(text[start:stop]).lower()
+    assert WORD.findall(lower) == words(text)
+
+
+def test_a_letter_of_two_signs_covers_both() -> None:
+    assert placed("xｶﾞu\u0308!") == ("xガü!", [(0, 1), (1, 3), (3, 5), (5, 6)])
+
+
+def test_both_patterns_agree_on_ascii() -> None:
+    text = "".join(map(chr, range(128))) * 2
+    assert TOKEN.findall(text) == WORD.findall(text)
