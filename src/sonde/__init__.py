@@ -3,6 +3,7 @@
     TextClassifier       texts -> labels, under the scikit-learn contract
     ActivationFeatures   texts -> matrix of activations, a scikit-learn transformer
     load                 a saved classifier, from its folder
+    explain              why a classifier gives a text its label
 
 Nothing heavy is imported until one of these names is used.
 """
@@ -11,9 +12,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ActivationFeatures", "TextClassifier", "__version__", "load"]
+__all__ = ["ActivationFeatures", "TextClassifier", "__version__", "explain", "load"]
 
-_HOMES = {"TextClassifier": "sonde.classifier", "load": "sonde.loading", "ActivationFeatures": "sonde.features"}
+_HOMES = {
+    "TextClassifier": "sonde.classifier",
+    "load": "sonde.loading",
+    "explain": "sonde.explanation",
+    "ActivationFeatures": "sonde.features",
+}
 
 
 def __getattr__(name: str) -> Any:

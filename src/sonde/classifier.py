@@ -399,6 +399,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check_same(self.backbones_[index], source)
         return sources
 
+    def sources(self) -> dict[int, "Source"]:
+        """The backbones that the model needs, by their index in block names; none if it reads the text alone."""
+        check_is_fitted(self, "classes_")
+        return self._fitted_sources() if self.backbones_ else {}
+
     # --------------------------------------------------------------- save
 
     def save(self, folder: Path | str) -> None:

@@ -1,6 +1,6 @@
 """The command line: one command = one call into a room.
 
-    fit evaluate predict extract inspect recipes bench
+    fit evaluate predict explain extract inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
 warnings counted; 2: the user's input is wrong; 1: anything else.
@@ -13,7 +13,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,6 +195,38 @@ def predict(
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[INPUT]", help="A file of texts, instead of --text.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text; repeat for several.")] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of INPUT that holds the texts.")] = "text",
+    limit: Annotated[int, typer.Option("--limit", help="Rows of INPUT that are explained.", min=1)] = 10,
+    label: Annotated[str | None, typer.Option("--label", help="Instead of the most probable label.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="One other label, instead of all others.")] = None,
+    top: Annotated[int, typer.Option("--top", help="Neurons and n-grams that are listed.", min=0)] = 10,
+    backbone: Moved = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Say which layers, neurons, tokens and n-grams spoke for a label."""
+    with _session("explanation", as_json) as result:
+        if bool(text) == bool(source):
+            raise ArgumentError("Give texts with --text, or one file of them; not both and not neither.")
+        from sonde.explanation import explain as explained
+        from sonde.loading import load
+
+        texts = list(islice(_cells(source, column), limit)) if source else list(text or ())
+        classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        found = explained(classifier, texts, label=label, against=against, top=top)
+        result |= {"model": str(model), "texts": [asdict(one) for one in found]}
+
+
+@app.command()
 def extract(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
@@ -247,18 +281,25 @@ def extract(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model or a store.")],
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw a model's layers and neurons into this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a saved model or a store holds."""
+    """Say what a saved model or a store holds, and which neurons of which layers a model uses."""
     with _session("inspection", as_json) as result:
         if (path / "sonde-store.json").exists():
             from sonde.read.store import Store
 
+            if svg:
+                raise ArgumentError(f"{path} is a store, of which --svg draws nothing; give a saved model.")
             result |= {"kind": "store", "path": str(path), "blocks": Store(path).describe()}
         else:
+            from sonde.explanation import map_layers
             from sonde.saving import manifest
 
-            result |= {"kind": "model", "path": str(path), **manifest(path)}
+            result |= {"kind": "model", "path": str(path), **manifest(path), "layers": map_layers(path)}
+            if svg:
+                _draw(result, svg)
+                result["svg"] = str(svg)
 
 
 @app.command()
@@ -403,6 +444,21 @@ def _cells(source: Path, text: str) -> Iterator[str]:
 
     for table in iter_tables(source, columns=[text]):
         yield from text_column(table, text)
+
+
+def _draw(model: dict[str, Any], out: Path) -> None:
+    """The neurons that a model uses, as SVG."""
+    from sonde.show.layers import draw
+    from sonde.tables import write_atomically
+
+    if not model["layers"]:
+        raise ArgumentError(
+            f"{model['path']} has no picture: its recipe {model['recipe']!r} is not linear in a backbone's neurons. "
+            "Leave out --svg."
+        )
+    title = f"{Path(model['path']).name}: recipe {model['recipe']}, {len(model['classes'])} classes"
+    with write_atomically(out) as file:
+        file.write(draw(model["layers"], title))
 
 
 def _note(line: str) -> None:

@@ -1,7 +1,7 @@
 """Backbones: frozen transformers models with their tokenizers, read at sites.
 
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
-Backbone        a loaded model: what it has (layers, widths, positions) and `read`
+Backbone        a loaded model: what it has (layers, widths, positions), `read` and `read_tokens`
 """
 
 import threading
@@ -21,7 +21,7 @@ from sonde.precision import choose_device, choose_dtype
 from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
 from sonde.read.forward import Forward
 from sonde.read.location import find_checkpoint
-from sonde.read.pooling import POOLINGS
+from sonde.read.pooling import EVERY, POOLINGS
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
 from sonde.read.tracing import refuse_experts
 from sonde.read.truncation import POOLER
@@ -207,6 +207,36 @@ class Backbone:
         with self._lock, torch.inference_mode():
             taken = self._forward.run(ids, mask, real, set(sources.values()))
             return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
+
+    def read_tokens(
+        self, input_ids: Int[Tensor, "row token"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "row position dim"]]:
+        """Run texts of one length and return the activations of every token, as `read` pools them.
+
+        Parameters
+        ----------
+        input_ids : (row, token)
+            Token ids, without pads.
+        sites : sequence of Site
+            Not `sentence`, which stands for another site (`sentence.site`).
+
+        Returns
+        -------
+        dict of Site to (row, position, dim)
+            float32 on the CPU. As many positions as tokens; one for `pooler`. Position t of the decoder stack has
+            seen the tokens before t.
+
+        Raises
+        ------
+        BackboneError
+            If the backbone has no such site.
+        """
+        for site in sites:
+            self._check_site(site)
+        wanted = {(site, None if site.layer is None else EVERY) for site in sites}
+        with self._lock, torch.inference_mode():
+            taken = self._forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
+            return {site: (v if v.ndim == 3 else v[:, None]).cpu() for (site, _), v in taken.items()}
 
     def _check_site(self, site: Site) -> None:
         if site.kind not in KINDS:

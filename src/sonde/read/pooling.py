@@ -2,6 +2,7 @@
 
 pool       (row, token, dim) -> float32 (row, dim), by the name of a pooling
 POOLINGS   the poolings by name
+EVERY      the name under which nothing is pooled
 """
 
 from collections.abc import Callable
@@ -17,7 +18,13 @@ Mask = Bool[Tensor, "row token"]
 Pooled = Float[Tensor, "row dim"]
 
 
-def pool(hidden: Hidden, mask: Mask | None, how: str, content: Mask | None = None) -> Pooled:
+EVERY = "every"
+"""The tokens themselves, for `Backbone.read_tokens`; no block has this pooling."""
+
+
+def pool(
+    hidden: Hidden, mask: Mask | None, how: str, content: Mask | None = None
+) -> Float[Tensor, "row dim"] | Float[Tensor, "row token dim"]:
     """Reduce the tokens of each row to one vector.
 
     Parameters
@@ -27,20 +34,22 @@ def pool(hidden: Hidden, mask: Mask | None, how: str, content: Mask | None = Non
     mask : (row, token) or None
         True where a token is real; None says that every token is. Padding may stand on either side.
     how : str
-        One of `POOLINGS`.
+        One of `POOLINGS`, or `EVERY`.
     content : (row, token) or None
         True on tokens that are neither special tokens nor the first-token sink; `mean_content` needs it.
 
     Returns
     -------
     (row, dim)
-        float32.
+        float32; (row, token, dim) for `EVERY`.
 
     Raises
     ------
     BackboneError
         If `how` is unknown.
     """
+    if how == EVERY:
+        return hidden.float()
     return POOLINGS[choose("Pooling", how, POOLINGS, BackboneError)](hidden, mask, content)
 
 

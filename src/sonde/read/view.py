@@ -3,6 +3,7 @@
 View        how many tokens, and what happens to long texts
 Pieces      texts as runs of token ids, with what was lost
 tokenise    texts -> Pieces
+parts       the tokens of one text -> those of its pieces
 clean       a text that every tokenizer accepts
 filler_id   the token id that stands in pads
 LONG_TEXT   the ways to treat long texts
@@ -84,10 +85,10 @@ def tokenise(texts: Sequence[str], tokenizer: Any, view: View) -> Pieces:
     owner: list[int] = []
     lost = np.zeros(len(texts), dtype=np.int64)
     for row, content in enumerate(contents):
-        parts = _parts(content, room, view.long_text)
-        lost[row] = len(content) - sum(map(len, parts))
-        ids += [[*prefix, *part, *suffix] or [filler_id(tokenizer)] for part in parts]
-        owner += [row] * len(parts)
+        seen = parts(content, room, view.long_text)
+        lost[row] = len(content) - sum(map(len, seen))
+        ids += [[*prefix, *part, *suffix] or [filler_id(tokenizer)] for part in seen]
+        owner += [row] * len(seen)
     tokens = np.array([len(content) + len(prefix) + len(suffix) for content in contents], dtype=np.int64)
     return Pieces(ids, np.array(owner, dtype=np.int64), len(prefix), len(suffix), tokens, lost)
 
@@ -108,7 +109,8 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return full[:start], full[start + mask.count(0) :]
 
 
-def _parts(content: list[int], room: int, long_text: str) -> list[list[int]]:
+def parts(content: list[int], room: int, long_text: str) -> list[list[int]]:
+    """What of a text each piece holds, if a piece has room for `room` tokens beside the special ones."""
     if len(content) <= room:
         return [content]
     if long_text == "cut":

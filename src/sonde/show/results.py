@@ -1,13 +1,17 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, prediction, extraction, inspection, recipes, written
+fit, evaluation, prediction, explanation, extraction, inspection, recipes, written
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from sonde.show.layers import strata
+from sonde.show.reasons import explanation
 from sonde.show.terminal import facts, table
+
+__all__ = ["evaluation", "explanation", "extraction", "fit", "inspection", "prediction", "recipes", "written"]
 
 Result = Mapping[str, Any]
 
@@ -108,3 +112,6 @@ def _model(result: Result) -> None:
     facts(shown)
     rows = [[name, str(tuple(about["shape"])), about["dtype"]] for name, about in result["arrays"].items()]
     table(["array", "shape", "dtype"], rows)
+    strata(result["layers"])
+    if "svg" in result:
+        facts({"drawn": result["svg"]})

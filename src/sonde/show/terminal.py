@@ -4,6 +4,8 @@ progress   a context in which long work shows rate and time left
 table      columns of plain values -> a printed table
 facts      name and value pairs -> a printed table
 say        a line on standard error
+console    where tables are printed
+visible    control characters written out
 """
 
 import sys
@@ -80,14 +82,13 @@ def progress() -> Iterator[None]:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """Print rows of plain values; numbers stand to the right."""
-    console = _console()
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         right = bool(rows) and isinstance(rows[0][i], int | float)
         grid.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_plain(cell)) for cell in row))
-    console.print(grid)
+    console().print(grid)
 
 
 def facts(pairs: Mapping[str, Any]) -> None:
@@ -97,18 +98,19 @@ def facts(pairs: Mapping[str, Any]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs.items():
         grid.add_row(Text(name), Text(_plain(value)))
-    _console().print(grid)
+    console().print(grid)
 
 
 def say(line: str) -> None:
     """One line on standard error, control characters made visible."""
-    sys.stderr.write(_visible(line) + "\n")
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
 
 
-def _console() -> Console:
-    console = Console()
-    return Console(width=min(console.width, COLUMNS) if console.is_terminal else COLUMNS)
+def console() -> Console:
+    """Standard output, at most `COLUMNS` wide."""
+    own = Console()
+    return Console(width=min(own.width, COLUMNS) if own.is_terminal else COLUMNS)
 
 
 def _plain(cell: Any) -> str:
@@ -116,10 +118,10 @@ def _plain(cell: Any) -> str:
         return f"{cell:.4f}"
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
-    return "" if cell is None else _visible(str(cell))
+    return "" if cell is None else visible(str(cell))
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """A label with terminal escape codes must not drive the terminal."""
     escape: Callable[[str], str] = lambda c: c if c.isprintable() or c == "\n" else repr(c)[1:-1]  # noqa: E731
     return "".join(map(escape, text))
