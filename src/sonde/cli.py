@@ -321,7 +321,10 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust, ablation, few")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust, reasons, ablation, few"),
+    ],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
     models: Annotated[
         Path | None,

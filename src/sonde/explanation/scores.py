@@ -121,6 +121,8 @@ class _Reader:
 
     def read(self, text: str, row: int) -> "dict[int, Reading]":
         """What each backbone makes of a text; `DataError` if it drops all of it."""
+        if not self.sources:
+            return {}
         from sonde.read.sources import block_of
         from sonde.read.tokens import read_tokens
 

@@ -36,12 +36,13 @@ def explanation(result: Plain) -> None:
 
 
 def _head(one: Plain) -> None:
+    whole = one["bias"]
     rival = "all others" if one["against"] is None else one["against"]
     tokens = sum(token["contribution"] for token in one["tokens"])
     facts(
         {
             "label": f"{one['label']}, probability {one['probability']:.4f}",
-            "log-odds": f"{one['score']:.4f} against {rival} = {one['bias']:.4f} for the average text {tokens:+.4f} by tokens",
+            "log-odds": f"{one['score']:.4f} against {rival} = {whole:.4f} for the average text {tokens:+.4f} here",
             "found": f"{one['method']}; the sum lacks {abs(one['remainder']):.1g}",
         }
     )
