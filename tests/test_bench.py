@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sonde.bench import BENCHES, datasets, long_text, machine, tables
+from sonde.bench import BENCHES, datasets, long_text, machine, reasons, tables
 from sonde.bench.paper import SETS, TABLE_2
 from sonde.errors import DataError
 
@@ -84,8 +84,21 @@ def test_long_text_compares_three_ways(data: Path, tmp_path: Path, monkeypatch: 
     assert all(f"`{way}`" in paths[1].read_text() for way in cells)
 
 
+def test_reasons_are_checked_on_every_set_and_recipe(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reasons, "BACKBONE", str(tiny.build("bert")))
+    paths = reasons.run(data=data, models=None, out=tmp_path, rows=12, only=["r8"], cache=None)
+    cells = json.loads(paths[0].read_text())["cells"]
+    assert [(cell["set"], cell["recipe"]) for cell in cells] == [("r8", name) for name in reasons.RECIPES]
+    assert all(cell["texts"] == 12 and cell["train_rows"] == 12 and cell["margin_error"] >= 0 for cell in cells)
+    assert all(cell["margin"] == pytest.approx(cell["top"] - cell["random"]) for cell in cells)
+    page = paths[1].read_text()
+    assert page.count("| R8 |") == len(reasons.RECIPES) and "20% of its tokens" in page
+
+
 def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
-    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust", "ablation", "few"}
+    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust", "reasons", "ablation", "few"}
     with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
         datasets.read_split(tmp_path, "r8", "train")
     with pytest.raises(DataError, match="'mr' is unknown; known are: sst2, imdb"):

@@ -372,7 +372,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentences"),
     [
-        (["train"], ["No such command 'train'", "fit, evaluate, predict, extract, inspect, recipes, bench"]),
+        (["train"], ["No such command 'train'", "fit, evaluate, predict, explain, extract, inspect, recipes, bench"]),
         (["fit"], ["Missing argument 'TRAIN'", "sonde fit --help"]),
         (["fit", "x.csv"], ["Missing option '--out'", "sonde fit --help"]),
         (["fit", "x.csv", "--out", "m", "--sed", "1"], ["No such option: --sed", "--seed"]),
@@ -446,7 +446,8 @@ def test_the_installed_script(files: Path, tmp_path: Path) -> None:
     helped = sonde_script("--help")
     assert helped.returncode == 0 and "Usage: sonde" in helped.stdout
     assert all(
-        name in helped.stdout for name in ("fit", "evaluate", "predict", "extract", "inspect", "recipes", "bench")
+        name in helped.stdout
+        for name in ("fit", "evaluate", "predict", "explain", "extract", "inspect", "recipes", "bench")
     )
     missing = sonde_script("inspect", tmp_path / "nowhere")
     assert (missing.returncode, missing.stdout) == (2, "") and len(missing.stderr.splitlines()) == 1

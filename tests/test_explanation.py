@@ -59,11 +59,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return command(monkeypatch, capsys)
 
 
-def log_odds(classifier: sonde.TextClassifier, text: str, label: Any) -> float:
-    """By another way: from probabilities."""
-    column = classifier.classes_.tolist().index(label)
-    own = float(classifier.predict_proba([text])[0, column])
-    return math.log(own) - math.log1p(-own)
+def is_that_of_predict(one: Explanation, classifier: sonde.TextClassifier) -> None:
+    """Score and probability belong to what `predict_proba` says."""
+    column = classifier.classes_.tolist().index(one.label)
+    own = float(classifier.predict_proba([one.text])[0, column])
+    assert one.probability == pytest.approx(own, abs=1e-5)
+    assert 1 / (1 + math.exp(-one.score)) == pytest.approx(own, abs=1e-5)
 
 
 def is_exact(one: Explanation, tolerance: float = 1e-4) -> None:
@@ -97,7 +98,7 @@ def test_contributions_sum_to_the_log_odds(name: str, text: str, request: pytest
         in_place(one)
         assert one.method == "exact" and one.against is None
         assert one.label == (classifier.predict([text])[0] if label is None else label)
-        assert one.score == pytest.approx(log_odds(classifier, text, one.label), abs=1e-3)
+        is_that_of_predict(one, classifier)
 
 
 def test_one_label_against_another(both: sonde.TextClassifier) -> None:
@@ -225,7 +226,7 @@ def test_real_weights_in_float32_are_exact(bundled: Any, recipe: str) -> None:
     classifier = bundled(recipe, "float32")
     for one in sonde.explain(classifier, MAIL):
         is_exact(one)
-        assert one.score == pytest.approx(log_odds(classifier, one.text, one.label), abs=1e-3)
+        is_that_of_predict(one, classifier)
 
 
 @pytest.mark.slow
@@ -527,3 +528,13 @@ def test_top_tokens_matter_more_than_random_ones(data_dir: Path, name: str, reci
     assert found["texts"] == 200
     assert found["margin"] - found["margin_error"] > 0.05 and found["better"] > 0.8
     assert found["bottom"] < found["random"] < found["top"]
+
+
+def test_the_recorded_figures_say_what_the_page_says() -> None:
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    cells = json.loads((docs / "results" / "reasons.json").read_text())["cells"]
+    assert {cell["set"] for cell in cells} == set(reasons.SETS) and {cell["texts"] for cell in cells} == {200}
+    assert {cell["recipe"] for cell in cells} == set(reasons.RECIPES)
+    assert "more than ten times the probability" in " ".join((docs / "reasons.md").read_text().split())
+    assert all(cell["top"] > 10 * cell["random"] > 0 > cell["bottom"] for cell in cells)
+    assert all(cell["margin"] > cell["margin_error"] for cell in cells)

@@ -197,9 +197,7 @@ def predict(
 @app.command()
 def explain(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
-    source: Annotated[
-        Path | None, typer.Argument(metavar="[INPUT]", help="A file of texts, instead of --text.")
-    ] = None,
+    source: Annotated[Path | None, typer.Argument(metavar="INPUT", help="A file of texts, instead of --text.")] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="A text; repeat for several.")] = None,
     column: Annotated[str, typer.Option("--column", help="Column of INPUT that holds the texts.")] = "text",
     limit: Annotated[int, typer.Option("--limit", help="Rows of INPUT that are explained.", min=1)] = 10,

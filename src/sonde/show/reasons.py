@@ -36,13 +36,13 @@ def explanation(result: Plain) -> None:
 
 
 def _head(one: Plain) -> None:
-    whole = one["bias"]
     rival = "all others" if one["against"] is None else one["against"]
     tokens = sum(token["contribution"] for token in one["tokens"])
+    terms = f"{one['bias']:.4f} for the average text, {tokens:+.4f} by this one"
     facts(
         {
             "label": f"{one['label']}, probability {one['probability']:.4f}",
-            "log-odds": f"{one['score']:.4f} against {rival} = {whole:.4f} for the average text {tokens:+.4f} here",
+            "log-odds": f"{one['score']:.4f} against {rival} = {terms}",
             "found": f"{one['method']}; the sum lacks {abs(one['remainder']):.1g}",
         }
     )
