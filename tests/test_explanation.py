@@ -230,6 +230,19 @@ def test_real_weights_in_float32_are_exact(bundled: Any, recipe: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
+@pytest.mark.parametrize("name", ["reviews-llama-8m", "stories260K-llama"])
+def test_real_decoders_are_exact_and_know_their_places(models_dir: Path, name: str) -> None:
+    table = read_table(Path(__file__).resolve().parent.parent / "examples" / "support.csv").columns
+    classifier = make("auto", backbones=(str(models_dir / name),), max_tokens=64).fit(table["text"], table["label"])
+    for one in sonde.explain(classifier, [*MAIL, "Où est mon colis ? 我的包裹在哪里 🙂🙂"]):
+        is_exact(one)
+        in_place(one)
+        covered = {i for t in one.tokens if t.start is not None and t.stop is not None for i in range(t.start, t.stop)}
+        assert covered == {i for i, character in enumerate(one.text) if not character.isspace()}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["linear", "auto"])
 def test_real_weights_in_bfloat16_lack_what_pooling_rounds(bundled: Any, recipe: str) -> None:
     classifier = bundled(recipe, "bfloat16")

@@ -17,6 +17,7 @@ from sonde.explanation.tokens import tokens_of
 from sonde.inputs import as_texts
 from sonde.learn.attribution import Attribution, Part, attributor
 from sonde.learn.contrast import Contrast, contrast
+from sonde.progress import tracked
 
 if TYPE_CHECKING:
     from sonde.read.tokens import Reading
@@ -79,7 +80,7 @@ def explain(
     attribute = attributor(classifier.model_)
     reader = _Reader(classifier)
     found = []
-    for row, (text, one) in enumerate(zip(rows, asked, strict=True)):
+    for row, (text, one) in enumerate(zip(tracked(rows, "explaining", "texts"), asked, strict=True)):
         readings = reader.read(text, row)
         pooled = {name: values.pooled()[None] for read in readings.values() for name, values in read.blocks.items()}
         parts = attribute(one.direction / classifier.temperature_, pooled, text)

@@ -19,7 +19,7 @@ STRIP = 32
 SHADES = " ░▒▓█"
 """From no weight to the most of any place."""
 
-PLACE, ROW, LEFT, TOP, BAR = 5, 18, 190, 64, 80
+PLACE, ROW, LEFT, TOP, BAR = 5, 18, 230, 64, 80
 """Of the SVG, in pixels: width of a place, height of a row, room for names, for the title, the longest bar."""
 
 INK = "#1f6fb5"
