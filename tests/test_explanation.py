@@ -384,6 +384,18 @@ def test_explain_is_readable_without_colours(saved: Path, both: sonde.TextClassi
         assert head in done.out
 
 
+@pytest.mark.parametrize(("kind", "coloured"), [("dumb", False), ("xterm", False), ("xterm-256color", True)])
+def test_colours_are_used_where_they_can_be_told_apart(
+    saved: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, coloured: bool
+) -> None:
+    for name in ("NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", kind)
+    done = run("explain", saved / "both", "--text", NEW[0], "--no-cache")
+    assert ("[+for]" in done.out) != coloured and ("48;5;" in done.out) == coloured
+
+
 def test_shades_follow_strength_and_control_characters_are_visible() -> None:
     def token(text: str, start: int | None, contribution: float) -> dict[str, Any]:
         stop = None if start is None else start + len(text)

@@ -19,13 +19,16 @@ TOP_TOKENS = 10
 FOR, AGAINST = ("#cfe3f7", "#7fb6ea", "#1f6fb5"), ("#fbe0c4", "#f0aa66", "#b85c00")
 """Backgrounds from weak to strong: blue and orange, which the colour-blind tell apart."""
 
+ENOUGH_COLOURS = ("256", "truecolor")
+"""Terminals of 16 colours show both weak shades as white: they get marks."""
+
 STEPS = (0.15, 0.4, 0.7)
 """A token is weak, middling or strong from these fractions of the text's largest contribution on."""
 
 
 def explanation(result: Plain) -> None:
     """One text after another."""
-    coloured = console().color_system is not None and not console().no_color
+    coloured = console().color_system in ENOUGH_COLOURS and not console().no_color
     for number, one in enumerate(result["texts"]):
         if number:
             console().print()
