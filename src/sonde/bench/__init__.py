@@ -24,6 +24,5 @@ def _lazily(module: str) -> Callable[..., list[Path]]:
 
 
 BENCHES: dict[str, Callable[..., list[Path]]] = {
-    name: _lazily(name)
-    for name in ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few")
+    name: _lazily(name) for name in ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few")
 }

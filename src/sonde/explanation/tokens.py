@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64
 
 from sonde.explanation.records import Token
 from sonde.learn.attribution import Attribution, Part
-from sonde.learn.ngrams import TOKEN
+from sonde.learn.tokens import WORD
 
 if TYPE_CHECKING:
     from sonde.read.tokens import Reading
@@ -106,7 +106,7 @@ def _words(
     text: str, said: Float64[np.ndarray, " character"], free: Bool[np.ndarray, " character"], whole: bool
 ) -> Iterator[Token]:
     """Words of which no token covers a character: all of them, or those of which something is said."""
-    for match in TOKEN.finditer(text):
+    for match in WORD.finditer(text):
         places = np.arange(match.start(), match.end())[free[match.start() : match.end()]]
         for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
             own = float(said[run].sum())

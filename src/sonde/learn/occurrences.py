@@ -9,7 +9,8 @@ they stood. A test holds the two to the same counts.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from sonde.learn.ngrams import TOKEN, Kind
+from sonde.learn.ngrams import Kind
+from sonde.learn.tokens import WORD, placed
 
 Places = tuple[tuple[int, ...], ...]
 
@@ -19,17 +20,16 @@ def occurrences(text: str, kind: Kind) -> Mapping[str, Places]:
 
     Blanks are covered by nothing: an n-gram of characters that begins or ends at one covers its word alone.
     """
-    read = text[: kind.max_chars]
-    origin = [place for place, character in enumerate(read) for _ in character.lower()]  # lower case may be longer
+    read, spans = placed(text[: kind.max_chars])  # of one letter in the text there may be several, or of several one
     found: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
-    grams = _words(read.lower(), kind) if kind.name == "word" else _characters(read.lower(), kind)
+    grams = _words(read, kind) if kind.name == "word" else _characters(read, kind)
     for gram, places in grams:
-        found[gram].append(tuple(dict.fromkeys(origin[place] for place in places)))
+        found[gram].append(tuple(dict.fromkeys(origin for place in places for origin in range(*spans[place]))))
     return {gram: tuple(places) for gram, places in found.items()}
 
 
 def _words(text: str, kind: Kind) -> Iterator[tuple[str, list[int]]]:
-    tokens = [(match[0], range(match.start(), match.end())) for match in TOKEN.finditer(text)]
+    tokens = [(match[0], range(match.start(), match.end())) for match in WORD.finditer(text)]
     for length in range(kind.shortest, kind.longest + 1):
         for first in range(len(tokens) - length + 1):
             some = tokens[first : first + length]
