@@ -1,0 +1,251 @@
+"""L1-regularised logistic probes: what each neuron of some blocks says about each class.
+
+    fit, Probes    a block -> its probes, for every fold and for all trainable rows, C by out-of-fold loss
+    path, Step     the same for one C after the other
+    GRID           values of C that are tried
+
+One probe for each class against the rest (one for two classes) and fold; the last "fold" is the model on all trainable
+rows. The objective is scikit-learn's, C * sum_i w_i loss_i + sum_j |w_j| with a free intercept, on features
+standardised by the weighted mean and deviation of the rows of each fold. All probes of one C are solved together, by
+two matrix products a step (`sonde.learn.proximal`), and start from those of the next larger penalty; a problem that has
+converged takes no part any more.
+
+Why not a library: skglm and celer have no sample weights in their logistic loss and solve one problem after the other;
+scikit-learn's saga and liblinear too, and the first is what the released code of the paper stops before it converges.
+
+Source: Sparsify-then-Classify (arXiv 2311.15983), step 3.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from sonde.errors import warn
+from sonde.learn.problem import Problem
+from sonde.learn.proximal import Metric, minimise_l1
+from sonde.learn.regressions import CONSTANT, moments
+
+GRID = (0.1, 0.2, 1.0, 10.0, 100.0)
+"""The paper's values of C."""
+PATIENCE = 2  # values of C without a lower loss after which the path ends: the loss has one valley, noise may ripple it
+# Of the objective: so that it is within 1e-5 of that of saga run to the end, and probabilities within 1e-3 (a test).
+TOLERANCE = 1e-7
+MAX_ITERATIONS = 500
+FOLD_SPREAD = 1.5  # ratio of a feature's variance over all rows and over those of a fold, at most; more only costs time
+
+
+@dataclass(frozen=True)
+class Step:
+    """The probes of a block at one C."""
+
+    c: float
+    """Weight of the loss against the penalty."""
+    coefficients: Float32[np.ndarray, "fold feature column"]
+    """Of features standardised over the rows of each fold; the last fold is the model on all trainable rows."""
+    intercepts: Float32[np.ndarray, "fold column"]
+    """Of the same models."""
+    held_out: Float32[np.ndarray, "row column"]
+    """Logits by the model that did not see the row; NaN where a row is never held out."""
+    loss: float
+    """Log loss of the rows that choose, summed over columns; 0 if no row chooses."""
+    iterations: int
+    """Of the slowest problem."""
+    unfinished: int
+    """Problems that had not converged."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Fitted probes of a block."""
+
+    best: Step
+    """At the C with the lowest loss; the smallest C if no row chooses."""
+    losses: dict[float, float]
+    """Loss at each C that was tried."""
+    skipped: tuple[float, ...]
+    """Values of C that were not tried, because the loss had stopped falling."""
+    dropped: int
+    """Features that are constant on the trainable rows."""
+
+
+def fit(
+    problem: Problem,
+    name: str,
+    *,
+    grid: Sequence[float] = GRID,
+    tolerance: float = TOLERANCE,
+    device: torch.device | str = "cpu",
+) -> Probes:
+    """Train the probes of a block and choose their C.
+
+    Parameters
+    ----------
+    problem : Problem
+    name : str
+        The block.
+    grid : sequence of float
+        Values of C, tried from the smallest up until the loss has not fallen for two of them.
+    tolerance : float
+        Relative, of the objective.
+    device : torch.device or str
+
+    Returns
+    -------
+    Probes
+
+    Warns
+    -----
+    SondeWarning
+        not_converged: some of the probes reached the largest number of iterations.
+    """
+    tried: list[Step] = []
+    for step in path(problem, name, grid=grid, tolerance=tolerance, device=device):
+        tried.append(step)
+        if len(tried) - 1 - int(np.argmin([one.loss for one in tried])) == PATIENCE:
+            break
+    unfinished = sum(step.unfinished for step in tried)
+    if unfinished:
+        warn(f"{unfinished} probes of {name} stopped after {MAX_ITERATIONS} iterations.", "not_converged", unfinished)
+    best = min(tried, key=lambda step: step.loss)
+    weights = torch.from_numpy(problem.weights * problem.folds.trainable)[:, None]
+    constant = _constant(torch.from_numpy(problem.blocks[name]), weights)
+    skipped = tuple(sorted(grid))[len(tried) :]
+    return Probes(best, {step.c: step.loss for step in tried}, skipped, int(constant.sum()))
+
+
+def path(
+    problem: Problem,
+    name: str,
+    *,
+    grid: Sequence[float] = GRID,
+    tolerance: float = TOLERANCE,
+    device: torch.device | str = "cpu",
+) -> Iterator[Step]:
+    """The probes of a block for one C after the other, from the largest penalty down; arguments as in `fit`."""
+    data = _problems(problem, name, torch.device(device))
+    metric, theta = data.metric(), data.start()
+    shape = (-1, _truth(problem).shape[1])  # fold column
+    held = problem.folds.held
+    for c in sorted(grid):
+        solution = minimise_l1(replace(data, c=c), metric, theta, tolerance, MAX_ITERATIONS)
+        theta = solution.theta
+        by_fold = solution.predictions.cpu().numpy().reshape(len(held), *shape)  # row fold column
+        own = by_fold[np.arange(len(held)), np.maximum(held, 0)]  # row column
+        own[held < 0] = np.nan
+        coefficients = theta[:-1].reshape(len(theta) - 1, *shape).movedim(0, 1).cpu().numpy()  # fold feature column
+        intercepts = theta[-1].reshape(shape).cpu().numpy()
+        yield Step(c, coefficients, intercepts, own, _loss(problem, own), solution.iterations, solution.unfinished)
+
+
+def _loss(problem: Problem, held_out: Float32[np.ndarray, "row column"]) -> float:
+    rows = problem.folds.choosing & (problem.weights > 0)
+    if not rows.any():
+        return 0.0
+    logits, truth = held_out[rows].astype(np.float64), _truth(problem)[rows]
+    losses = (np.logaddexp(0, logits) - truth * logits).sum(axis=1)  # row column -> row
+    return float(np.average(losses, weights=problem.weights[rows]))
+
+
+def _truth(problem: Problem) -> Float32[np.ndarray, "row column"]:
+    """One column a class; of two classes, the second."""
+    targets = problem.targets
+    return targets.indicator if targets.multilabel or targets.n_classes > 2 else targets.indicator[:, 1:]
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """The probes of one block as the solver sees them: problem = fold * columns + column."""
+
+    x: Tensor
+    """(row, feature), standardised over all trainable rows."""
+    truth: Tensor
+    """(row, problem) 0/1."""
+    weights: Tensor
+    """(row, problem), 0 where a row does not train the fold of the problem, or nothing can be learned."""
+    mean: Tensor
+    """(feature, problem)."""
+    scale: Tensor
+    """(feature, problem)."""
+    prior: Tensor
+    """(problem,): log-odds of the column's frequency, half a row added to either side."""
+    c: float = 1.0
+    """Weight of the loss against the penalty."""
+
+    @property
+    def longest(self) -> float:
+        """A quarter bounds the second derivative of the loss; folds scale features a little differently than all."""
+        return self.c / 4 * FOLD_SPREAD
+
+    def start(self) -> Tensor:
+        """No coefficients; intercepts from the class frequencies."""
+        theta = torch.zeros(self.x.shape[1] + 1, len(self.prior), device=self.x.device, dtype=self.x.dtype)
+        theta[-1] = self.prior
+        return theta
+
+    def metric(self) -> Metric:
+        """X' W X with the weights of the last fold, which trains on all rows, intercept included."""
+        ones = torch.ones(len(self.x), 1, dtype=self.x.dtype, device=self.x.device)
+        x = torch.cat([self.x, ones], dim=1) * self.weights[:, -1:].sqrt()  # row parameter
+        return Metric.of(x.T @ x)
+
+    def take(self, problems: Tensor) -> "_Problems":
+        return replace(
+            self, truth=self.truth[:, problems], weights=self.weights[:, problems], mean=self.mean[:, problems],
+            scale=self.scale[:, problems], prior=self.prior[problems],
+        )  # fmt: skip
+
+    def predict(self, theta: Tensor) -> Tensor:
+        raw = theta[:-1] * self.scale  # feature problem
+        return torch.addmm(theta[-1] - (self.mean * raw).sum(dim=0), self.x, raw)  # row problem
+
+    def loss(self, predictions: Tensor) -> Tensor:
+        losses = self.weights * (softplus(predictions) - self.truth * predictions)
+        return self.c * losses.sum(dim=0, dtype=torch.float64)
+
+    def gradient(self, predictions: Tensor) -> Tensor:
+        residual = (torch.sigmoid(predictions) - self.truth) * self.weights  # row problem
+        total = residual.sum(dim=0)
+        return self.c * torch.cat([self.scale * (self.x.T @ residual - self.mean * total), total[None]])
+
+
+def _problems(problem: Problem, name: str, device: torch.device) -> _Problems:
+    folds, truth = problem.folds, torch.from_numpy(_truth(problem))
+    masks = [folds.train(k) for k in range(folds.n_folds)] + [folds.trainable]
+    weights = torch.from_numpy(problem.weights[:, None] * np.stack(masks, axis=1))  # row fold
+    x, mean, scale = _standardised(problem.blocks[name], weights)
+    there, total = weights.T @ truth.double(), weights.sum(dim=0)[:, None]  # fold column; fold 1
+    alive = ((there > 0) & (there < total)).flatten()
+    columns = truth.shape[1]
+    return _Problems(
+        x=x.to(device),
+        truth=truth.repeat(1, len(masks)).to(device),
+        weights=(weights.float().repeat_interleave(columns, dim=1) * alive).to(device),
+        mean=mean.repeat_interleave(columns, dim=1).to(device),
+        scale=scale.repeat_interleave(columns, dim=1).to(device),
+        prior=torch.log((there + 0.5) / (total - there + 0.5)).float().flatten().to(device),
+    )
+
+
+def _standardised(block: np.ndarray, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block standardised over all trainable rows, and what each fold does to that: mean, scale (feature, fold)."""
+    x = torch.from_numpy(np.array(block, dtype=np.float32))  # a copy
+    mean, deviation = moments(x, weights[:, -1:])
+    constant = deviation <= CONSTANT * mean.abs()
+    x -= mean[:, 0].float()
+    x *= _inverse(deviation, constant)[:, 0]
+    mean, deviation = moments(x, weights)
+    return x, mean.float(), _inverse(deviation, deviation <= CONSTANT)
+
+
+def _constant(x: Tensor, weights: Tensor) -> Tensor:
+    mean, deviation = moments(x, weights)
+    return deviation <= CONSTANT * mean.abs()
+
+
+def _inverse(deviation: Tensor, constant: Tensor) -> Tensor:
+    return torch.where(constant, 0.0, 1 / deviation.masked_fill(constant, 1.0)).float()

@@ -1,0 +1,139 @@
+"""L1 probes against scikit-learn's saga, and what a path promises."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from sonde.errors import SondeWarning
+from sonde.learn import probe
+from sonde.learn.problem import Problem
+from sonde.learn.splitting import make_folds, validation_folds
+from sonde.learn.targets import encode
+
+NAME = "0/hidden.1/mean"
+
+
+def a_problem(rows: int = 300, features: int = 24, classes: int = 3, seed: int = 0, noise: float = 1.5) -> Problem:
+    """Correlated features of very different scales, some of which tell the classes apart."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(classes, size=rows)
+    centres = np.zeros((classes, features))
+    centres[:, :6] = rng.normal(size=(classes, 6))
+    mixing = np.eye(features) + 0.5 * rng.normal(size=(features, features)) / np.sqrt(features)
+    x = ((centres[ids] + noise * rng.normal(size=(rows, features))) @ mixing) * np.logspace(-2, 2, features) + 3
+    texts = [f"text {i}" for i in range(rows)]
+    targets = encode([f"class {i}" for i in ids])
+    blocks = {NAME: x.astype(np.float32)}
+    return Problem(blocks, texts, targets, np.ones(rows), make_folds(texts, targets, seed=0), "accuracy", seed)
+
+
+def reference(x: np.ndarray, truth: np.ndarray, c: float, weights: np.ndarray | None = None) -> LogisticRegression:
+    slow = LogisticRegression(l1_ratio=1, C=c, solver="saga", tol=1e-8, max_iter=100_000, random_state=0)
+    return slow.fit(x, truth, sample_weight=weights)
+
+
+def objective(x: np.ndarray, truth: np.ndarray, c: float, weight: np.ndarray, intercept: float) -> float:
+    logits = x @ weight + intercept
+    return float(c * (np.logaddexp(0, logits) - truth * logits).sum() + np.abs(weight).sum())
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 10.0])
+def test_probes_equal_saga_run_to_the_end(c: float) -> None:
+    problem = a_problem()
+    (step,) = probe.path(problem, NAME, grid=[c])
+    x = StandardScaler().fit_transform(problem.blocks[NAME].astype(np.float64))
+    for column in range(3):
+        truth = problem.targets.indicator[:, column].astype(np.float64)
+        slow = reference(x, truth, c)
+        weight, intercept = step.coefficients[-1, :, column].astype(np.float64), float(step.intercepts[-1, column])
+        least = objective(x, truth, c, slow.coef_[0], slow.intercept_[0])
+        assert objective(x, truth, c, weight, intercept) <= least * (1 + 1e-5)
+        ours = 1 / (1 + np.exp(-(x @ weight + intercept)))
+        np.testing.assert_allclose(ours, slow.predict_proba(x)[:, 1], atol=1e-3)
+        np.testing.assert_allclose(weight, slow.coef_[0], atol=5e-3)
+    assert step.unfinished == 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fold_models_see_their_own_rows_only(classes: int) -> None:
+    problem = a_problem(classes=classes)
+    (step,) = probe.path(problem, NAME, grid=[1.0])
+    for fold in range(problem.folds.n_folds):
+        seen, unseen = problem.folds.train(fold), problem.folds.held_out(fold)
+        scaler = StandardScaler().fit(problem.blocks[NAME][seen].astype(np.float64))
+        truth = problem.targets.indicator[:, -1].astype(np.float64)
+        slow = reference(scaler.transform(problem.blocks[NAME][seen].astype(np.float64)), truth[seen], 1.0)
+        expected = slow.decision_function(scaler.transform(problem.blocks[NAME][unseen].astype(np.float64)))
+        assert step.held_out.shape[1] == (1 if classes == 2 else 3)
+        np.testing.assert_allclose(step.held_out[unseen, -1], expected, atol=2e-2)
+
+
+def test_a_row_of_weight_two_is_a_row_that_stands_twice() -> None:
+    problem = a_problem(rows=120)
+    targets, texts = problem.targets, list(problem.texts)
+    doubled = np.arange(40)
+    folds = validation_folds(120, targets, seed=0)
+    weights = np.ones(120)
+    weights[doubled] = 2
+    rows = np.concatenate([np.arange(120), doubled])
+    longer = targets.take(rows)
+    once = Problem(problem.blocks, texts, targets, weights, folds, "accuracy", 0)
+    twice = Problem(
+        {NAME: problem.blocks[NAME][rows]}, [texts[i] for i in rows], longer, np.ones(160),
+        validation_folds(160, longer, seed=0), "accuracy", 0,
+    )  # fmt: skip
+    (one,), (other,) = (probe.path(p, NAME, grid=[1.0]) for p in (once, twice))
+    np.testing.assert_allclose(one.coefficients[-1], other.coefficients[-1], atol=5e-3)
+
+
+def test_a_path_ends_when_the_loss_stops_falling_and_says_what_it_skipped() -> None:
+    problem = a_problem(rows=60, noise=6.0)
+    found = probe.fit(problem, NAME, grid=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))
+    tried = list(found.losses)
+    assert found.skipped and (*tried, *found.skipped) == (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    best = tried.index(found.best.c)
+    assert found.losses[found.best.c] == min(found.losses.values()) and len(tried) == best + 1 + probe.PATIENCE
+
+
+def test_constant_features_are_counted_and_get_no_weight() -> None:
+    problem = a_problem()
+    problem.blocks[NAME][:, 3] = 7.0
+    found = probe.fit(problem, NAME)
+    assert found.dropped == 1 and not found.best.coefficients[:, 3].any()
+
+
+def test_a_strong_penalty_keeps_nothing_and_a_weak_one_everything() -> None:
+    problem = a_problem()
+    nothing, everything = (next(iter(probe.path(problem, NAME, grid=[c]))) for c in (1e-6, 100.0))
+    assert not nothing.coefficients.any()
+    share = problem.targets.indicator.mean(axis=0)
+    np.testing.assert_allclose(nothing.intercepts[-1], np.log(share / (1 - share)), atol=1e-2)
+    assert (everything.coefficients != 0).mean() > 0.95
+
+
+def test_a_label_that_a_fold_lacks_says_nothing_there() -> None:
+    problem = a_problem(rows=60)
+    rare = encode([*(["one", "other"] * 29), "rare", "rare"])
+    folds = make_folds(problem.texts, encode(["a", "b"] * 30), seed=0)
+    lonely = Problem(problem.blocks, problem.texts, rare, np.ones(60), folds, "accuracy", 0)
+    (step,) = probe.path(lonely, NAME, grid=[1.0])
+    assert np.isfinite(step.coefficients).all() and np.isfinite(step.loss)
+
+
+def test_probes_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
+    with pytest.warns(SondeWarning, match=r"probes of 0/hidden.1/mean stopped after 1 iterations"):
+        probe.fit(a_problem(), NAME)
+
+
+def test_permuted_labels_give_chance() -> None:
+    problem = a_problem(rows=400, classes=2)
+    order = np.random.default_rng(3).permutation(400)
+    shuffled = Problem(
+        {NAME: problem.blocks[NAME][order]}, problem.texts, problem.targets, problem.weights, problem.folds,
+        "accuracy", 0,
+    )  # fmt: skip
+    found = probe.fit(shuffled, NAME)
+    right = (found.best.held_out[:, 0] > 0) == (problem.targets.indicator[:, 1] > 0)
+    assert abs(right.mean() - 0.5) < 0.1
