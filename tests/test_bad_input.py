@@ -187,7 +187,7 @@ def test_a_damaged_model(model: Path, train: Path, tmp_path: Path, run: Run) -> 
 
 
 def test_unknown_recipe(train: Path, tmp_path: Path, run: Run) -> None:
-    sentence = "The recipe 'liner' is unknown; it must be one of: auto, linear, lexical, llmembed-1"
+    sentence = "The recipe 'liner' is unknown; it must be one of: auto, linear, lexical, stc, stc-hidden"
     refused(run("fit", train, "--out", tmp_path / "m", "--recipe", "liner"), sentence, "llmembed-15, llmembed.")
 
 

@@ -11,7 +11,16 @@ from sonde.learn.recipes import RECIPES, Reads, find
 
 TEXTS, LABELS = worded(60)
 NEW_TEXTS, NEW_LABELS = worded(45, seed=1)
-NAMES = ["auto", "linear", "lexical", *(f"llmembed-{row}" for row in range(1, 16)), "llmembed"]
+NAMES = [
+    "auto",
+    "linear",
+    "lexical",
+    "stc",
+    "stc-hidden",
+    "stc-ffn",
+    *(f"llmembed-{row}" for row in range(1, 16)),
+    "llmembed",
+]
 DEEPEST_FIRST = ["0/hidden.3/mean", "0/hidden.2/mean", "0/hidden.1/mean"]
 
 
@@ -33,7 +42,9 @@ def test_every_recipe_is_described_in_one_line_and_has_a_learner() -> None:
         assert 3 < len(recipe.title) < 80 and recipe.source and "\n" not in recipe.title + recipe.source
         assert recipe.learner in learning.LEARNERS
     assert len({recipe.title for recipe in RECIPES.values()}) == len(RECIPES) - 1  # llmembed is llmembed-15
-    assert [name for name, recipe in RECIPES.items() if recipe.has_paper_setting] == NAMES[3:]
+    assert [name for name, recipe in RECIPES.items() if recipe.has_paper_setting] == [
+        name for name in NAMES if name.startswith("llmembed")
+    ]
 
 
 def test_recipes_are_data_that_nobody_can_change() -> None:

@@ -46,6 +46,7 @@ _HOMES = {
     "logistic": ("sonde.learn.logistic", "Logistic"),
     "lexical": ("sonde.learn.lexical", "Lexical"),
     "fusion": ("sonde.learn.mlp", "FusionHead"),
+    "sparse": ("sonde.learn.sparse", "Sparse"),
     "blend": ("sonde.learn.blend", "Blend"),
 }
 
@@ -68,6 +69,12 @@ def _fusion(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outco
     return mlp.fit(problem, list(groups[0]), _all(groups[1:]), **settings)
 
 
+def _sparse(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
+    from sonde.learn import sparse
+
+    return sparse.fit(problem, _all(groups), **settings)
+
+
 def _auto(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
     from sonde.learn import blend, lexical, logistic
 
@@ -83,5 +90,6 @@ LEARNERS: dict[str, Callable[[Problem, Groups, dict[str, Any]], Outcome]] = {
     "logistic": _logistic,
     "lexical": _lexical,
     "fusion": _fusion,
+    "sparse": _sparse,
     "auto": _auto,
 }

@@ -1,6 +1,7 @@
 """L2-regularised logistic regression on standardised blocks, its strength chosen by folds.
 
     fit         blocks -> fitted model: one path over C for all folds at once, then the final model
+    choose      the path alone: what each C gives
     Logistic    the fitted model
     GRID        values of C that are tried
 
@@ -15,20 +16,20 @@ directions of the features, whose variances differ by orders of magnitude, times
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from sonde.errors import ModelError, warn
 from sonde.learn.calibration import decide, to_probabilities
 from sonde.learn.metrics import log_loss, macro_f1
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
-from sonde.learn.regressions import CONSTANT, Regressions, moments, principal, regressions, slices
+from sonde.learn.regressions import CONSTANT, Regressions, Spectrum, moments, principal, regressions, slices
 from sonde.learn.targets import Targets
 from sonde.progress import tracked
 
@@ -43,6 +44,7 @@ PATIENCE = 2
 # the objective. On the path fold models only choose C, and neighbouring values of C differ by far more; at the chosen C
 # they are finished, because they calibrate: at 1e-6 a repeated row and a row of weight 2 gave probabilities that
 # differed by 1.2e-4; at these values by 5e-5. All are above what float32 gradients resolve.
+COARSE_TOLERANCE = 1e-3
 PATH_TOLERANCE = 1e-5
 FOLD_TOLERANCE = 1e-7
 FINAL_TOLERANCE = 1e-9
@@ -93,7 +95,11 @@ class Logistic:
         return model
 
 
-def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID) -> Outcome:
+Kept = Mapping[str, Bool[np.ndarray, "fold _"]]
+"""Block name -> the features that the model of each fold may use; the last fold is the final model."""
+
+
+def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID, kept: Kept | None = None) -> Outcome:
     """Choose C by folds and train the final model.
 
     Parameters
@@ -103,6 +109,8 @@ def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID)
         Blocks to read, concatenated in this order.
     grid : sequence of float
         Values of C, tried from the smallest up until the loss has stopped falling.
+    kept : mapping of str to (fold + 1, feature) bool, optional
+        Features that each fold's model, and last the final one, may use; by default all.
 
     Returns
     -------
@@ -117,11 +125,12 @@ def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID)
     """
     x, mean, scale = _standardised(problem, names)
     spectrum = principal(x, problem.folds.trainable)
+    used = _used(names, kept)
     path = _Path(problem)
-    if problem.folds.n_folds and problem.weights[problem.folds.choosing].sum() > 0:
-        masks = np.stack([problem.folds.train(k) for k in range(problem.folds.n_folds)], axis=1)  # row fold
-        path.follow(regressions(x, problem, masks, spectrum), sorted(grid))
-    final = regressions(x, problem, problem.folds.trainable[:, None], spectrum)
+    if folds := _folds(problem, x, spectrum, used):
+        path.follow(folds, sorted(grid))
+        path.finish(folds)
+    final = regressions(x, problem, problem.folds.trainable[:, None], spectrum, None if used is None else used[:, -1:])
     start = final.start() if path.theta is None else path.theta.mean(dim=1, keepdim=True)  # fold -> 1
     solution = final.solve(path.c, start, FINAL_TOLERANCE, MAX_ITERATIONS)
     _warn_unfinished([*path.unfinished, (solution.unfinished, solution.problems)])
@@ -138,6 +147,35 @@ def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID)
     return Outcome(model, path.held_out, summary)
 
 
+def choose(
+    problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID, kept: Kept | None = None
+) -> list[dict[str, Any]]:
+    """C, log loss and macro F1 of the rows that choose, for each C that was tried; arguments as in `fit`.
+
+    Coarsely: to compare whole sets of features, whose losses differ by percents.
+    """
+    x, _, _ = _standardised(problem, names)
+    path = _Path(problem)
+    folds = _folds(problem, x, principal(x, problem.folds.trainable), _used(names, kept))
+    if folds:
+        path.follow(folds, sorted(grid), COARSE_TOLERANCE)
+    return path.tried
+
+
+def _folds(problem: Problem, x: Tensor, spectrum: Spectrum, used: Tensor | None) -> Regressions | None:
+    """The problems of all folds; None if no row chooses."""
+    folds = problem.folds
+    if not folds.n_folds or not problem.weights[folds.choosing].sum() > 0:
+        return None
+    masks = np.stack([folds.train(k) for k in range(folds.n_folds)], axis=1)  # row fold
+    return regressions(x, problem, masks, spectrum, None if used is None else used[:, :-1])
+
+
+def _used(names: Sequence[str], kept: Kept | None) -> Tensor | None:
+    """Features that each fold may use, (feature, fold)."""
+    return None if kept is None else torch.from_numpy(np.concatenate([kept[name] for name in names], axis=1).T.copy())
+
+
 class _Path:
     """Walks up the grid and remembers the best C, its fold models and their held-out logits."""
 
@@ -149,12 +187,12 @@ class _Path:
         self.tried: list[dict[str, Any]] = []
         self.unfinished: list[tuple[int, int]] = []
 
-    def follow(self, folds: Regressions, grid: Sequence[float]) -> None:
+    def follow(self, folds: Regressions, grid: Sequence[float], tolerance: float = PATH_TOLERANCE) -> None:
         """Solve all folds for one C after another, until the loss has stopped falling."""
         theta = folds.start()
         best, lowest, since = (math.inf, math.inf), math.inf, 0
         for c in tracked(grid, "training on layers", "values of C"):
-            solution = folds.solve(c, theta, PATH_TOLERANCE, MAX_ITERATIONS)
+            solution = folds.solve(c, theta, tolerance, MAX_ITERATIONS)
             theta = solution.at.theta
             held_out = self._held_out(solution.at.predictions)
             key = self._measure(c, held_out, solution.iterations)
@@ -164,6 +202,9 @@ class _Path:
                 best, self.c, self.theta, self.held_out = key, c, theta, held_out
             if since == PATIENCE:
                 break
+
+    def finish(self, folds: Regressions) -> None:
+        """Solve all folds at the chosen C to the end: their logits calibrate."""
         assert self.theta is not None, "a grid has at least one value"
         solution = folds.solve(self.c, self.theta, FOLD_TOLERANCE, MAX_ITERATIONS)
         self.theta, self.held_out = solution.at.theta, self._held_out(solution.at.predictions)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from sonde.learn.splitting import Folds
 from sonde.learn.targets import Targets
@@ -48,6 +48,12 @@ class Problem:
     def rows(self) -> int:
         """Number of rows, those of a validation file included."""
         return len(self.weights)
+
+    def take(self, rows: Int64[np.ndarray, " taken"]) -> "Problem":
+        """The same for some of the rows, each in the fold that it was in."""
+        blocks = {name: block[rows] for name, block in self.blocks.items()}
+        texts, targets, weights = [self.texts[i] for i in rows], self.targets.take(rows), self.weights[rows]
+        return Problem(blocks, texts, targets, weights, self.folds.take(rows), self.metric, self.seed)
 
 
 class Fitted(Protocol):

@@ -99,6 +99,9 @@ def _llmembed(row: int) -> Recipe:
 
 _AUTO_READS = (Reads(None, "hidden.*", "mean"), Reads(None, "hidden.*", "max"))
 
+_HIDDEN, _FFN = Reads(None, "hidden.*", "mean"), Reads(None, "ffn.*", "mean")
+_STC = "Sparsify-then-Classify (arXiv 2311.15983)"
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -116,6 +119,15 @@ RECIPES: dict[str, Recipe] = {
             "TF-IDF (Salton and Buckley 1988)",
             "lexical",
         ),
+        Recipe(
+            "stc",
+            "the neurons that matter of every layer, as deep as they do",
+            _STC,
+            "sparse",
+            (_HIDDEN, Reads(None, "hidden.*", "max"), _FFN),
+        ),
+        Recipe("stc-hidden", "stc on hidden states alone, mean", _STC, "sparse", (_HIDDEN,)),
+        Recipe("stc-ffn", "stc on feed-forward activations alone, mean", _STC, "sparse", (_FFN,)),
         *(_llmembed(row) for row in _TITLES),
     )
 }

@@ -191,14 +191,19 @@ class _Objective:
         return summed.sum(dim=1, keepdim=True) if self.problems.joint else summed
 
 
-def regressions(x: Tensor, problem: Problem, masks: Bool[np.ndarray, "row fold"], spectrum: Spectrum) -> Regressions:
-    """One problem, or one per label, for each column of `masks`, which says where it trains."""
+def regressions(
+    x: Tensor, problem: Problem, masks: Bool[np.ndarray, "row fold"], spectrum: Spectrum, used: Tensor | None = None
+) -> Regressions:
+    """One problem, or one per label, for each column of `masks`, which says where it trains.
+
+    `used` (feature, fold) says which features a fold may use; by default all.
+    """
     targets = problem.targets
     joint = not targets.multilabel and targets.n_classes > 2
     truth = targets.indicator if joint or targets.multilabel else targets.indicator[:, 1:]  # row column
     weights = torch.from_numpy(problem.weights[:, None] * masks)  # row fold
     mean, deviation = moments(x, weights)
-    known = deviation > CONSTANT
+    known = deviation > CONSTANT if used is None else (deviation > CONSTANT) & used
     there, total = weights.T @ torch.from_numpy(truth).double(), weights.sum(dim=0)[:, None]  # fold column; fold 1
     return Regressions(
         x=x,

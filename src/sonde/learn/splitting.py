@@ -50,6 +50,10 @@ class Folds:
         """Rows that the model of a fold does not see."""
         return np.asarray(self.held == fold)
 
+    def take(self, rows: Int64[np.ndarray, " taken"]) -> "Folds":
+        """The same for some of the rows."""
+        return Folds(self.held[rows], self.trainable[rows], self.conformal[rows], self.n_folds)
+
     @property
     def choosing(self) -> Bool[np.ndarray, " row"]:
         """Held-out rows on which settings are chosen."""

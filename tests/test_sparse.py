@@ -1,0 +1,174 @@
+"""Sparsify-then-Classify: which neurons are kept, how deep it reads, what the head sees."""
+
+import numpy as np
+import pytest
+import tiny
+
+from sonde.classifier import TextClassifier
+from sonde.errors import ArgumentError, DataError, ModelError
+from sonde.learn import learning, sparse
+from sonde.learn.problem import Problem, Record
+from sonde.learn.selection import depth, importance, keep
+from sonde.learn.splitting import make_folds
+from sonde.learn.targets import encode
+from sonde.loading import load
+
+NAMES = tuple(f"0/hidden.{layer}/mean" for layer in range(4))
+
+
+def a_problem(rows: int = 240, told: int = 2, classes: int = 3, seed: int = 0) -> Problem:
+    """Four layers of 12 neurons; from layer `told` on, neurons 3 and 7 tell the classes apart, no other does."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(classes, size=rows)
+    centres = 4 * np.array([[1.0, 0.5], [-1.0, 1.0], [0.0, -1.0]])[:classes]
+    blocks = {name: rng.normal(size=(rows, 12)).astype(np.float32) for name in NAMES}
+    signal = centres[ids] + rng.normal(size=(rows, 2))  # the same in every layer: depth adds nothing to it
+    for name in NAMES[told:]:
+        blocks[name][:, [3, 7]] = signal
+    texts = [f"text {i}" for i in range(rows)]
+    targets = encode([f"class {i}" for i in ids])
+    return Problem(blocks, texts, targets, np.ones(rows), make_folds(texts, targets, seed=0), "accuracy", seed)
+
+
+def accuracy(model: sparse.Sparse, problem: Problem) -> float:
+    logits = model.logits(problem.blocks, problem.texts)
+    return float((logits.argmax(axis=1) == problem.targets.ids).mean())
+
+
+# Importance
+
+
+def test_every_class_shares_out_one_among_the_neurons() -> None:
+    coefficients = np.zeros((1, 4, 2), dtype=np.float32)
+    coefficients[0, 0, 0] = 10  # one strong neuron for the first class
+    coefficients[0, 1:3, 1] = 0.1  # two weak ones for the second
+    np.testing.assert_allclose(importance(coefficients), [[0.5, 0.25, 0.25, 0]])
+
+
+def test_a_class_without_weights_has_no_say() -> None:
+    coefficients = np.zeros((2, 3, 2), dtype=np.float32)
+    coefficients[0, 1, 0] = 1
+    np.testing.assert_allclose(importance(coefficients), [[0, 1, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(("eta", "kept"), [(0.001, [2]), (0.5, [2]), (0.51, [0, 2]), (0.8, [0, 2]), (1.0, [0, 1, 2])])
+def test_the_smallest_set_that_reaches_eta_is_kept(eta: float, kept: list[int]) -> None:
+    assert np.flatnonzero(keep(np.array([0.3, 0.2, 0.5, 0.0]), eta)).tolist() == kept
+
+
+@pytest.mark.parametrize("eta", [0, -0.1, 1.01])
+def test_eta_out_of_range_is_refused(eta: float) -> None:
+    with pytest.raises(ArgumentError, match="the share of importance that is kept, above 0 and at most 1"):
+        keep(np.ones(3), eta)
+
+
+def test_nothing_is_kept_where_nothing_matters() -> None:
+    assert not keep(np.zeros(3), 0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("0/hidden.0/mean", 0), ("1/ffn.12/max", 12), ("0/decoder.hidden.3/last", 3)]
+)
+def test_the_layer_of_a_block(name: str, layer: int) -> None:
+    assert depth(name) == layer
+
+
+# The model
+
+
+def test_it_finds_the_neurons_that_matter_and_stops_where_they_do() -> None:
+    found = sparse.fit(a_problem(), NAMES, etas=(0.01, 0.9))
+    assert isinstance(found.model, sparse.Sparse)
+    assert found.summary["layers"] == 2 and found.model.needs[-1] == NAMES[2]
+    assert set(found.model.columns[NAMES[2]]) >= {3, 7}
+    assert accuracy(found.model, a_problem(seed=0)) > 0.95
+    seen = ~np.isnan(found.held_out[:, 0])
+    assert (found.held_out[seen].argmax(axis=1) == a_problem().targets.ids[seen]).mean() > 0.9
+
+
+def test_a_given_depth_is_kept() -> None:
+    found = sparse.fit(a_problem(), NAMES, layers=3)
+    assert found.summary["layers"] == 3 and NAMES[3] in found.model.needs
+
+
+def test_two_classes_and_several_labels() -> None:
+    two = a_problem(classes=2)
+    assert accuracy(sparse.fit(two, NAMES).model, two) > 0.9
+    three = a_problem()
+    labels = [[f"a{i}"] if i % 2 else [f"a{i}", "even"] for i in three.targets.ids]
+    targets = encode(labels)
+    many = Problem(three.blocks, three.texts, targets, three.weights, three.folds, "accuracy", 0)
+    logits = sparse.fit(many, NAMES).model.logits(many.blocks, many.texts)
+    assert ((logits > 0) == (targets.indicator > 0)).mean() > 0.9
+
+
+def test_the_neurons_of_a_fold_are_chosen_without_its_rows() -> None:
+    problem = a_problem(rows=200)
+    order = np.random.default_rng(1).permutation(200)
+    blocks = {name: block[order] for name, block in problem.blocks.items()}
+    shuffled = Problem(blocks, problem.texts, problem.targets, problem.weights, problem.folds, "accuracy", 0)
+    found = sparse.fit(shuffled, NAMES)
+    seen = ~np.isnan(found.held_out[:, 0])
+    right = (found.held_out[seen].argmax(axis=1) == problem.targets.ids[seen]).mean()
+    share = problem.targets.indicator.mean(axis=0).max()
+    assert right < share + 0.1, "picked with the rows it is judged on"
+
+
+def test_the_head_is_a_logistic_regression_on_the_kept_neurons() -> None:
+    problem = a_problem()
+    found = sparse.fit(problem, NAMES)
+    model = found.model
+    assert isinstance(model, sparse.Sparse)
+    x = np.concatenate([problem.blocks[name][:, model.columns[name]] for name in model.needs], axis=1)
+    standard = (x - model.mean) * model.scale
+    np.testing.assert_allclose(standard.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(standard.std(axis=0), 1, atol=1e-3)
+    logits = standard @ model.coefficients + model.intercept
+    np.testing.assert_allclose(model.logits(problem.blocks, problem.texts), logits, atol=1e-4)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    gradient = found.summary["head"]["C"] * standard.T @ (p - problem.targets.indicator) + model.coefficients
+    assert np.abs(gradient).max() < 1e-2 * np.abs(model.coefficients).max() * found.summary["head"]["rows"] ** 0.5
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"k is 4; the backbone has 3 layers: give 0 \(embeddings only\) to 3"):
+        sparse.fit(a_problem(), NAMES, layers=4)
+    blank = a_problem()
+    for block in blank.blocks.values():
+        block[:] = 1.0
+    with pytest.raises(DataError, match="every probe kept nothing"):
+        sparse.fit(blank, NAMES)
+    with pytest.raises(ArgumentError, match=r"eta is 2"):
+        sparse.fit(a_problem(), NAMES, etas=(2.0,))
+
+
+def test_a_record_comes_back_as_it_was_and_damage_is_refused() -> None:
+    problem = a_problem()
+    model = sparse.fit(problem, NAMES).model
+    record = learning.describe(model)
+    again = learning.restore(record)
+    np.testing.assert_array_equal(
+        again.logits(problem.blocks, problem.texts), model.logits(problem.blocks, problem.texts)
+    )
+    for name, damaged in {
+        "columns": record.arrays["columns"][:-1],
+        "mean": record.arrays["mean"][1:],
+        "intercept": record.arrays["intercept"][:1],
+    }.items():
+        with pytest.raises(ModelError, match="the model is damaged"):
+            learning.restore(Record(record.settings, {**record.arrays, name: damaged}))
+
+
+# The recipe
+
+
+def test_the_recipe_reads_no_deeper_than_it_needs(texts: list[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    labels = ["long" if len(text) > np.median([len(t) for t in texts]) else "short" for text in texts]
+    backbone = str(tiny.build("bert"))
+    classifier = TextClassifier("stc", (backbone,), cache=None, dtype="float32").fit(texts, labels)
+    layers = classifier.summary_["learner"]["layers"]
+    assert all(depth(name) <= layers for name in classifier.model_.needs)
+    classifier.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    np.testing.assert_allclose(again.predict_proba(texts), classifier.predict_proba(texts), atol=1e-6)
