@@ -1,5 +1,7 @@
 """L1 probes against scikit-learn's saga, and what a path promises."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -8,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import SondeWarning
 from sonde.learn import probe
 from sonde.learn.problem import Problem
+from sonde.learn.proximal import minimise_l1
 from sonde.learn.splitting import make_folds, validation_folds
 from sonde.learn.targets import encode
 
@@ -67,6 +70,44 @@ def test_fold_models_see_their_own_rows_only(classes: int) -> None:
         expected = slow.decision_function(scaler.transform(problem.blocks[NAME][unseen].astype(np.float64)))
         assert step.held_out.shape[1] == (1 if classes == 2 else 3)
         np.testing.assert_allclose(step.held_out[unseen, -1], expected, atol=2e-2)
+
+
+def with_validation(labels: list[str], n_train: int, features: int = 12) -> Problem:
+    """Rows whose labels show in some features, the last rows a validation set."""
+    targets, rng = encode(labels), np.random.default_rng(5)
+    x = rng.normal(size=(len(labels), features)).astype(np.float32)
+    x[:, : targets.n_classes] += targets.indicator
+    texts = [f"text {i}" for i in range(len(labels))]
+    folds = validation_folds(n_train, targets, seed=0)
+    return Problem({NAME: x}, texts, targets, np.ones(len(labels)), folds, "accuracy", 0)
+
+
+def test_models_of_a_validation_set_are_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, solved = with_validation(["a", "b", "c"] * 50, 120), []
+
+    def counted(objective: Any, metric: Any, theta: Any, *limits: Any) -> Any:
+        solved.append(theta.shape[1])
+        return minimise_l1(objective, metric, theta, *limits)
+
+    monkeypatch.setattr(probe, "minimise_l1", counted)
+    (step,) = probe.path(problem, NAME, grid=[1.0])
+    assert solved == [3]
+    assert step.coefficients.shape == (2, 12, 3) and step.intercepts.shape == (2, 3)
+    np.testing.assert_array_equal(step.coefficients[0], step.coefficients[1])
+    seen = problem.blocks[NAME][:120]
+    unseen = StandardScaler().fit(seen).transform(problem.blocks[NAME][120:])
+    np.testing.assert_allclose(step.held_out[120:], unseen @ step.coefficients[0] + step.intercepts[0], atol=1e-4)
+    assert np.isnan(step.held_out[:120]).all()
+
+
+def test_a_label_that_only_the_validation_set_has_disturbs_no_other() -> None:
+    problem = with_validation([*["one", "other"] * 60, *["one", "other", "unseen"] * 10], 120)
+    (step,) = probe.path(problem, NAME, grid=[1.0])
+    x = StandardScaler().fit_transform(problem.blocks[NAME][:120].astype(np.float64))
+    for column in range(2):
+        slow = reference(x, problem.targets.indicator[:120, column].astype(np.float64), 1.0)
+        np.testing.assert_allclose(step.coefficients[-1, :, column], slow.coef_[0], atol=5e-3)
+    assert not step.coefficients[:, :, 2].any() and (step.intercepts[:, 2] < -5).all()
 
 
 def test_a_row_of_weight_two_is_a_row_that_stands_twice() -> None:

@@ -5,10 +5,10 @@
     GRID           values of C that are tried
 
 One probe for each class against the rest (one for two classes) and fold; the last "fold" is the model on all trainable
-rows. The objective is scikit-learn's, C * sum_i w_i loss_i + sum_j |w_j| with a free intercept, on features
-standardised by the weighted mean and deviation of the rows of each fold. All probes of one C are solved together, by
-two matrix products a step (`sonde.learn.proximal`), and start from those of the next larger penalty; a problem that has
-converged takes no part any more.
+rows, the only one trained where the fold of a validation set has the same rows. The objective is scikit-learn's,
+C * sum_i w_i loss_i + sum_j |w_j| with a free intercept, on features standardised by the weighted mean and deviation of
+the rows of each fold. All probes of one C are solved together, by two matrix products a step (`sonde.learn.proximal`),
+and start from those of the next larger penalty; a problem that has converged takes no part any more.
 
 Why not a library: skglm and celer have no sample weights in their logistic loss and solve one problem after the other;
 scikit-learn's saga and liblinear too, and the first is what the released code of the paper stops before it converges.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -29,6 +29,7 @@ from sonde.errors import warn
 from sonde.learn.problem import Problem
 from sonde.learn.proximal import Metric, minimise_l1
 from sonde.learn.regressions import CONSTANT, moments
+from sonde.learn.splitting import Folds
 
 GRID = (0.1, 0.2, 1.0, 10.0, 100.0)
 """The paper's values of C."""
@@ -127,18 +128,20 @@ def path(
     device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
     """The probes of a block for one C after the other, from the largest penalty down; arguments as in `fit`."""
-    data = _problems(problem, name, torch.device(device))
+    masks, place = _masks(problem.folds)
+    data = _problems(problem, name, masks, torch.device(device))
     metric, theta = data.metric(), data.start()
-    shape = (-1, _truth(problem).shape[1])  # fold column
+    shape = (-1, _truth(problem).shape[1])  # mask column
     held = problem.folds.held
     for c in sorted(grid):
         solution = minimise_l1(replace(data, c=c), metric, theta, tolerance, MAX_ITERATIONS)
         theta = solution.theta
-        by_fold = solution.predictions.cpu().numpy().reshape(len(held), *shape)  # row fold column
-        own = by_fold[np.arange(len(held)), np.maximum(held, 0)]  # row column
+        by_mask = solution.predictions.cpu().numpy().reshape(len(held), *shape)  # row mask column
+        own = by_mask[np.arange(len(held)), place[np.maximum(held, 0)]]  # row column
         own[held < 0] = np.nan
-        coefficients = theta[:-1].reshape(len(theta) - 1, *shape).movedim(0, 1).cpu().numpy()  # fold feature column
-        intercepts = theta[-1].reshape(shape).cpu().numpy()
+        by_mask = theta[:-1].reshape(len(theta) - 1, *shape).movedim(0, 1).cpu().numpy()  # mask feature column
+        coefficients = by_mask[place]  # mask -> fold
+        intercepts = theta[-1].reshape(shape).cpu().numpy()[place]
         yield Step(c, coefficients, intercepts, own, _loss(problem, own), solution.iterations, solution.unfinished)
 
 
@@ -159,10 +162,12 @@ def _truth(problem: Problem) -> Float32[np.ndarray, "row column"]:
 
 @dataclass(frozen=True)
 class _Problems:
-    """The probes of one block as the solver sees them: problem = fold * columns + column."""
+    """The probes of one block as the solver sees them: problem = mask * columns + column."""
 
     x: Tensor
     """(row, feature), standardised over all trainable rows."""
+    trained: Tensor
+    """(row, 1): weights of the last fold, which trains on all trainable rows."""
     truth: Tensor
     """(row, problem) 0/1."""
     weights: Tensor
@@ -188,10 +193,11 @@ class _Problems:
         return theta
 
     def metric(self) -> Metric:
-        """X' W X with the weights of the last fold, which trains on all rows, intercept included."""
-        ones = torch.ones(len(self.x), 1, dtype=self.x.dtype, device=self.x.device)
-        x = torch.cat([self.x, ones], dim=1) * self.weights[:, -1:].sqrt()  # row parameter
-        return Metric.of(x.T @ x)
+        """X' W X over all trainable rows, whose features have mean 0: the intercept stands apart from them."""
+        products = self.x.T @ (self.x * self.trained)  # row feature -> feature feature
+        matrix = torch.zeros(len(products) + 1, len(products) + 1, dtype=products.dtype, device=products.device)
+        matrix[:-1, :-1], matrix[-1, -1] = products, self.trained.sum()
+        return Metric.of(matrix)
 
     def take(self, problems: Tensor) -> "_Problems":
         return replace(
@@ -210,20 +216,36 @@ class _Problems:
     def gradient(self, predictions: Tensor) -> Tensor:
         residual = (torch.sigmoid(predictions) - self.truth) * self.weights  # row problem
         total = residual.sum(dim=0)
-        return self.c * torch.cat([self.scale * (self.x.T @ residual - self.mean * total), total[None]])
+        slope = (residual.T.contiguous() @ self.x).T  # feature problem; half the time of x.T @ residual on a processor
+        return self.c * torch.cat([self.scale * (slope - self.mean * total), total[None]])
 
 
-def _problems(problem: Problem, name: str, device: torch.device) -> _Problems:
-    folds, truth = problem.folds, torch.from_numpy(_truth(problem))
-    masks = [folds.train(k) for k in range(folds.n_folds)] + [folds.trainable]
-    weights = torch.from_numpy(problem.weights[:, None] * np.stack(masks, axis=1))  # row fold
+def _masks(folds: Folds) -> tuple[Bool[np.ndarray, "row mask"], Int64[np.ndarray, " fold"]]:
+    """The sets of rows that train some model, all trainable rows last, and which of them is that of each fold.
+
+    The one fold of a validation set trains on the rows of the last model: one mask, and half of the work.
+    """
+    masks: list[np.ndarray] = []
+    place = np.full(folds.n_folds + 1, -1, dtype=np.int64)
+    for fold in range(folds.n_folds):
+        mask = folds.train(fold)
+        if (mask != folds.trainable).any():
+            place[fold] = len(masks)
+            masks.append(mask)
+    return np.stack([*masks, folds.trainable], axis=1), place
+
+
+def _problems(problem: Problem, name: str, masks: Bool[np.ndarray, "row mask"], device: torch.device) -> _Problems:
+    truth = torch.from_numpy(_truth(problem))
+    weights = torch.from_numpy(problem.weights[:, None] * masks)  # row mask
     x, mean, scale = _standardised(problem.blocks[name], weights)
-    there, total = weights.T @ truth.double(), weights.sum(dim=0)[:, None]  # fold column; fold 1
+    there, total = weights.T @ truth.double(), weights.sum(dim=0)[:, None]  # mask column; mask 1
     alive = ((there > 0) & (there < total)).flatten()
     columns = truth.shape[1]
     return _Problems(
         x=x.to(device),
-        truth=truth.repeat(1, len(masks)).to(device),
+        trained=weights[:, -1:].float().to(device),
+        truth=truth.repeat(1, masks.shape[1]).to(device),
         weights=(weights.float().repeat_interleave(columns, dim=1) * alive).to(device),
         mean=mean.repeat_interleave(columns, dim=1).to(device),
         scale=scale.repeat_interleave(columns, dim=1).to(device),
@@ -238,6 +260,8 @@ def _standardised(block: np.ndarray, weights: Tensor) -> tuple[Tensor, Tensor, T
     constant = deviation <= CONSTANT * mean.abs()
     x -= mean[:, 0].float()
     x *= _inverse(deviation, constant)[:, 0]
+    if weights.shape[1] == 1:  # no fold differs from all trainable rows
+        return x, torch.zeros_like(mean).float(), (~constant).float()
     mean, deviation = moments(x, weights)
     return x, mean.float(), _inverse(deviation, deviation <= CONSTANT)
 
