@@ -137,6 +137,16 @@ def test_a_path_ends_when_the_loss_stops_falling_and_says_what_it_skipped() -> N
     assert found.losses[found.best.c] == min(found.losses.values()) and len(tried) == best + 1 + probe.PATIENCE
 
 
+def test_the_probes_of_the_chosen_c_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PATH_TOLERANCE", 1e-2)
+    problem = a_problem()
+    found = probe.fit(problem, NAME).best
+    (exact,) = probe.path(problem, NAME, grid=[found.c])
+    ours, expected = (1 / (1 + np.exp(-step.held_out)) for step in (found, exact))
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    assert found.unfinished == 0
+
+
 def test_constant_features_are_counted_and_get_no_weight() -> None:
     problem = a_problem()
     problem.blocks[NAME][:, 3] = 7.0
