@@ -58,6 +58,25 @@ def test_probes_equal_saga_run_to_the_end(c: float) -> None:
     assert step.unfinished == 0
 
 
+def test_every_c_of_a_path_is_at_its_optimum() -> None:
+    """Of features that few directions explain: a step whose model was poorly solved must not pass for the end."""
+    rng, rows = np.random.default_rng(1), 2000
+    factor, noise = rng.normal(size=(rows + 200, 8)), rng.normal(size=(rows + 200, 192))
+    x = (0.15 * noise + factor @ rng.normal(size=(8, 192))).astype(np.float32)
+    truth = (x[:, :4].sum(axis=1) + 4 * rng.normal(size=rows + 200) > 0).astype(np.float64)
+    targets, texts, weights = encode([str(int(one)) for one in truth]), ["text"] * len(x), np.ones(len(x))
+    folds = validation_folds(rows, targets, seed=0)
+    problem = Problem({NAME: x}, texts, targets, weights, folds, "accuracy", 0)
+    seen = StandardScaler().fit_transform(x[:rows].astype(np.float64))
+    for step in probe.path(problem, NAME):
+        (alone,) = probe.path(problem, NAME, grid=[step.c], tolerance=1e-10)
+        reached, least = (
+            objective(seen, truth[:rows], step.c, one.coefficients[-1, :, 0].astype(np.float64), one.intercepts[-1, 0])
+            for one in (step, alone)
+        )
+        assert abs(reached / least - 1) <= 1e-6, step.c
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fold_models_see_their_own_rows_only(classes: int) -> None:
     problem = a_problem(classes=classes)

@@ -29,6 +29,8 @@ RELAXATION = 1.6  # Boyd et al., section 3.4.3: 1.5 to 1.8
 INNER = 10  # steps of ADMM between looks at its residuals
 INNER_LOOKS = 8  # at most
 INNER_RESIDUAL = 0.05  # relative to the step: a step need not be exact, the next one mends it
+TIGHTER = 0.2  # of that residual after a plain step without a decrease
+SMALLEST_RESIDUAL = 1e-3  # more is not to be had in float32
 BALANCE = 10.0  # ratio of residuals at which ADMM's step length changes (Boyd et al., section 3.4.1)
 
 
@@ -114,6 +116,8 @@ class _State:
     """(1, problem): multiple of the metric."""
     pace: Tensor
     """(1, problem): step length of ADMM."""
+    residual: Tensor
+    """(1, problem): at which ADMM may stop, relative to the step."""
     past: Tensor
     """(step, problem): values of the last steps."""
 
@@ -140,7 +144,7 @@ def minimise_l1(objective: Objective, metric: Metric, theta: Tensor, tolerance: 
     -------
     Solution
     """
-    state = _start(objective, theta)
+    state = _start(objective, metric, theta)
     done = Solution(theta.clone(), state.predictions.clone(), 0, 0)
     for iteration in range(1, max_iterations + 1):
         ended = _advance(state, metric, tolerance)
@@ -154,21 +158,24 @@ def minimise_l1(objective: Objective, metric: Metric, theta: Tensor, tolerance: 
     return Solution(done.theta, done.predictions, max_iterations, len(state.index))
 
 
-def _start(objective: Objective, theta: Tensor) -> _State:
+def _start(objective: Objective, metric: Metric, theta: Tensor) -> _State:
     predictions = objective.predict(theta)
     value = objective.loss(predictions) + penalty(theta)
     ones = torch.ones(1, theta.shape[1], dtype=theta.dtype, device=theta.device)
+    length = objective.longest / 4 * ones  # backtracking finds the right one
     return _State(
         objective=objective,
         index=torch.arange(theta.shape[1], device=theta.device),
         theta=theta,
         predictions=predictions,
         value=value,
-        length=objective.longest / 4 * ones,  # backtracking finds the right one
+        length=length,
         momentum=ones,
         ahead=theta,
         seen=predictions,
-        pace=ones,
+        # between the curvatures of all directions, where ADMM is fastest (Ghadimi et al. 2015, theorem 4)
+        pace=(length * metric.values.median()).clamp(min=torch.finfo(theta.dtype).tiny),
+        residual=INNER_RESIDUAL * ones,
         past=torch.full((STALLED, theta.shape[1]), torch.inf, dtype=torch.float64, device=theta.device),
     )
 
@@ -178,7 +185,7 @@ def _advance(state: _State, metric: Metric, tolerance: float) -> Tensor:
     gradient, before = state.objective.gradient(state.seen), state.objective.loss(state.seen)
     stretched = metric.times(state.ahead)  # parameter problem
     while True:
-        found = _model_step(state, metric, gradient, stretched)
+        found, exact = _model_step(state, metric, gradient, stretched)
         predictions = state.objective.predict(found)
         reached = state.objective.loss(predictions)
         moved = found - state.ahead
@@ -191,7 +198,8 @@ def _advance(state: _State, metric: Metric, tolerance: float) -> Tensor:
         state.length = torch.where(long, (GROWTH * state.length).clamp(max=state.objective.longest), state.length)
     value = reached + penalty(found)
     promised = before + penalty(state.ahead) - (before + slope + curved + penalty(found))
-    return _move(state, found, predictions, value, promised <= tolerance * state.value, tolerance)
+    little = exact & (promised.abs() <= tolerance * state.value)  # below 0: the model was not solved
+    return _move(state, found, predictions, value, little, tolerance)
 
 
 def _move(state: _State, found: Tensor, predictions: Tensor, value: Tensor, little: Tensor, tolerance: float) -> Tensor:
@@ -207,12 +215,18 @@ def _move(state: _State, found: Tensor, predictions: Tensor, value: Tensor, litt
     state.value = torch.where(better, value, state.value)
     slow = state.past[0] - state.value < tolerance * state.value
     state.past = torch.cat([state.past[1:], state.value[None]])
-    state.length = (SHRINKAGE * state.length).clamp(min=SHORTEST)
-    return (little & (plain | better)) | slow | (plain & ~better)
+    failed = plain & ~better  # the model was not solved well enough, or all that is left is rounding, which is slow
+    state.residual = torch.where(failed, TIGHTER * state.residual, state.residual).clamp(min=SMALLEST_RESIDUAL)
+    state.length = torch.where(failed, GROWTH * state.length, SHRINKAGE * state.length)
+    state.length = state.length.clamp(SHORTEST, state.objective.longest)
+    return (little & (plain | better)) | slow
 
 
-def _model_step(state: _State, metric: Metric, gradient: Tensor, stretched: Tensor) -> Tensor:
-    """Parameters that minimise the model of a step: its slope, the metric, the penalty."""
+def _model_step(state: _State, metric: Metric, gradient: Tensor, stretched: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters that minimise the model of a step (its slope, the metric, the penalty), and where they nearly do.
+
+    Where they do not, the next step goes on with a better pace: a poor step must not pass for the end.
+    """
     linear = gradient - state.length * stretched  # parameter problem
     sparse, pace = state.ahead, state.pace
     dual = -gradient / pace
@@ -230,13 +244,14 @@ def _model_step(state: _State, metric: Metric, gradient: Tensor, stretched: Tens
         moved = (pace * (sparse - last)).norm(dim=0, keepdim=True)
         scale = (sparse - state.ahead).norm(dim=0, keepdim=True)
         bent = (gradient + pace * dual).norm(dim=0, keepdim=True)
-        if bool(((primal <= INNER_RESIDUAL * scale) & (moved <= INNER_RESIDUAL * bent)).all()):
+        near = ((primal <= state.residual * scale) & (moved <= state.residual * bent))[0]
+        if bool(near.all()):
             break
         up, down = primal * bent > BALANCE * moved * scale, moved * scale > BALANCE * primal * bent
         change = torch.where(up, 2.0, torch.where(down, 0.5, 1.0))
         pace, dual = pace * change, dual / change
     state.pace = pace
-    return sparse
+    return sparse, near
 
 
 def _shrunk(theta: Tensor, by: Tensor) -> Tensor:
