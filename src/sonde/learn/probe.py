@@ -11,11 +11,11 @@ the rows of each fold. All probes of one C are solved together, by two matrix pr
 and start from those of the next larger penalty; a problem that has converged takes no part any more.
 
 Why not a library (`benchmarks/probe.py --libraries`: one layer of SST-2, 20,000 x 384, one thread, until the objective
-is within 1e-5 of the least, C = .1 and 10): skglm 0.5 takes .70 and 2.4 seconds, celer 0.7.4 6.9 and 13, this module
-.15 and .15. Neither of them has sample weights in its logistic loss or runs on a GPU, and both solve one class and one
+is within 1e-5 of the least, C = .1 and 10): skglm 0.5 takes .72 and 2.8 seconds, celer 0.7.4 6.9 and 16, this module
+.17 and .19. Neither of them has sample weights in its logistic loss or runs on a GPU, and both solve one class and one
 fold after the other; skglm has a free intercept, celer none. scikit-learn's solvers have weights, but take one problem
 after the other too; liblinear penalises the intercept, and saga is what the paper's released code stops before it
-converges: until its grid is at its best it needs some 40 times as long as the path here.
+converges: until its grid is at its best it needs some 30 times as long as the path here.
 
 Source: Sparsify-then-Classify (arXiv 2311.15983), step 3.
 """
@@ -42,7 +42,7 @@ PATIENCE = 2  # values of C without a lower loss after which the path ends: the 
 # 1e-7, held-out probabilities of a layer of SST-2 were up to .002 from those of the optimum; now below .001.
 TOLERANCE = 1e-8
 # While C is chosen: losses at neighbouring values of C differ by far more than what this leaves (R8, 4,000 rows: 5% and
-# 0.01% at the best C), in less than half of the time. The probes of the chosen C are then finished.
+# 0.01% at the best C), in about half of the time. The probes of the chosen C are then finished.
 PATH_TOLERANCE = 1e-5
 MAX_ITERATIONS = 500
 FOLD_SPREAD = 1.5  # ratio of a feature's variance over all rows and over those of a fold, at most; more only costs time
