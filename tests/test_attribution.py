@@ -1,7 +1,6 @@
 """Scores as sums: exact for every linear model, near for networks, whatever the direction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from sonde.learn.lexical import Lexical
 from sonde.learn.logistic import Logistic
 from sonde.learn.ngrams import CHARS, WORDS, learn
 from sonde.learn.occurrences import occurrences
+from sonde.learn.sparse import Sparse
 from sonde.learn.tfidf import weigh
 
 TEXTS = [
@@ -32,22 +32,6 @@ TEXTS = [
 ]
 WIDTHS = {"0/hidden.1/mean": 4, "0/hidden.1/max": 4, "0/ffn.2/mean": 6, "1/sentence": 3}
 CLASSES = 5
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """What `sonde.learn.sparse` holds: a linear model of kept neurons."""
-
-    needs: tuple[str, ...]
-    columns: Mapping[str, np.ndarray]
-    mean: np.ndarray
-    scale: np.ndarray
-    coefficients: np.ndarray
-    intercept: np.ndarray
-
-    def logits(self, blocks: Mapping[str, np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        kept = np.concatenate([blocks[name][:, self.columns[name]] for name in self.needs], axis=1)
-        return ((kept - self.mean) * self.scale) @ self.coefficients + self.intercept
 
 
 def drawn(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny
 from samples import Run, command, make, worded
-from test_attribution import Sparse
 
 import sonde
 from sonde.bench import reasons
@@ -23,6 +22,7 @@ from sonde.explanation import Explanation, map_layers
 from sonde.explanation.layers import STRETCHES
 from sonde.learn.blend import Blend
 from sonde.learn.logistic import Logistic
+from sonde.learn.sparse import Sparse
 from sonde.read.sources import block_of
 from sonde.read.tokens import read_tokens
 from sonde.show.layers import draw

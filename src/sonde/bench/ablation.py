@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells
+from sonde.bench.cells import Cells, write_page
 from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import SondeWarning
@@ -101,7 +101,7 @@ def run(
                     fits = [_fit(splits, blocks, roles, row, VARIANTS[key].setting, seed) for seed in SEEDS]
                     cells.put(f"{name}|{row}|{key}", {"fits": fits})
                 advance(1)
-    return cells.write_page(to_markdown(cells.content))
+    return write_page(cells.path, to_markdown(cells.content))
 
 
 def _wanted() -> list[tuple[int, str]]:

@@ -1,6 +1,8 @@
 """The cells of a table in a JSON file, written one by one: a run that is stopped goes on where it was.
 
-Cells   finished cells under their keys, with what they were measured with
+Cells         finished cells under their keys, with what they were measured with
+write_json    the figures of a bench, at once or not at all
+write_page    the Markdown beside them
 """
 
 import json
@@ -29,14 +31,20 @@ class Cells:
         """Keep a finished cell, with machine, versions and date."""
         self.content["machine"] = machine.describe()
         self.content["cells"][key] = cell
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(self.path) as file:
-            json.dump(self.content, file, indent=1)
+        write_json(self.path, self.content)
 
-    def write_page(self, page: str) -> list[Path]:
-        """Write the Markdown beside the JSON file; both paths."""
-        path = self.path.with_suffix(".md")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as file:
-            file.write(page)
-        return [self.path, path]
+
+def write_json(path: Path, content: Any) -> None:
+    """Write the figures of a bench, at once or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as file:
+        json.dump(content, file, indent=1)
+
+
+def write_page(path: Path, page: str) -> list[Path]:
+    """Write the Markdown beside the JSON file `path`; both paths."""
+    beside = path.with_suffix(".md")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(beside) as file:
+        file.write(page)
+    return [path, beside]

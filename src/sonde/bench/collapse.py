@@ -9,7 +9,6 @@ In the paper (Table 2) Cat of five layers scores .4217 on R52: the share of the 
 The defects live in this module and nowhere else: no recipe and no option of the classifier can switch them on.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sonde.bench import machine
+from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import DataSet, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import DataError
@@ -39,7 +39,6 @@ from sonde.read.batching import TOKEN_BUDGET
 from sonde.read.extract import Block, Source, read
 from sonde.read.sources import expand_blocks, open_sources, open_store
 from sonde.read.view import filler_id, tokenise
-from sonde.tables import write_atomically
 
 DATA_SET = "r52"
 TABLE_ROWS = (2, 4, 14, 15)  # Avg and Cat of the layers, co-occurrence alone, and the paper's best
@@ -121,13 +120,9 @@ class Collapse:
 
     def write_results(self, folder: Path) -> list[Path]:
         """Write collapse.json and collapse.md, each at once or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "collapse.json", folder / "collapse.md"]
-        for path, content in zip(paths, (json.dumps(asdict(self), indent=1), to_markdown(self)), strict=True):
-            with write_atomically(path) as file:
-                file.write(content)
-        return paths
+        path = Path(folder) / "collapse.json"
+        write_json(path, asdict(self))
+        return write_page(path, to_markdown(self))
 
 
 def run(

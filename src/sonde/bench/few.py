@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells
+from sonde.bench.cells import Cells, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -65,7 +65,7 @@ def run(
                         fits = [_fit(draw(train, shots, seed), test, recipe, seed, cache) for seed in SEEDS]
                         cells.put(key, {"test_rows": len(test.texts), "fits": fits})
                     advance(1)
-    return cells.write_page(to_markdown(cells.content))
+    return write_page(cells.path, to_markdown(cells.content))
 
 
 def _test_rows(data: Path, name: str, rows: int | None) -> DataSet:

@@ -3,12 +3,12 @@
 run   fit `linear` in each of the three ways at the same max_tokens; write docs/results/long_text.{json,md}
 """
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from sonde.bench import machine
+from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import TITLES, DataSet, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -16,7 +16,6 @@ from sonde.errors import SondeWarning
 from sonde.evaluation import evaluate
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.tables import write_atomically
 
 SETS = ("imdb", "r8")
 WAYS = ("cut", "head_tail", "windows")
@@ -42,13 +41,9 @@ def run(
                 cells.append({"set": name, "long_text": way, **_cell(train, test, way)})
                 advance(1)
     content = {"machine": machine.describe(), "max_tokens": MAX_TOKENS, "recipe": "linear", "cells": cells}
-    paths = [Path(out) / "long_text.json", Path(out) / "long_text.md"]
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with write_atomically(paths[0]) as file:
-        json.dump(content, file, indent=1)
-    with write_atomically(paths[1]) as file:
-        file.write(_markdown(content))
-    return paths
+    path = Path(out) / "long_text.json"
+    write_json(path, content)
+    return write_page(path, _markdown(content))
 
 
 def _cell(train: DataSet, test: DataSet, way: str) -> dict[str, Any]:

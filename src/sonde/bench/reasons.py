@@ -8,7 +8,6 @@ Deletion as a test of explanations: Samek et al. 2017, "Evaluating the Visualiza
 Learned"; on texts DeYoung et al. 2020, "ERASER" (comprehensiveness).
 """
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
+from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import TITLES, read_split
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
 from sonde.explanation import Explanation, Token, explain
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.tables import write_atomically
 
 SETS = ("ag_news", "r8", "imdb")
 RECIPES = ("lexical", "linear", "auto")
@@ -62,13 +61,9 @@ def run(
                 cells.append({"set": name, "recipe": recipe, "train_rows": len(train.texts), **found})
                 advance(1)
     content = {"machine": machine.describe(), "share": SHARE, "draws": DRAWS, "cells": cells}
-    paths = [Path(out) / "reasons.json", Path(out) / "reasons.md"]
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with write_atomically(paths[0]) as file:
-        json.dump(content, file, indent=1)
-    with write_atomically(paths[1]) as file:
-        file.write(_markdown(content))
-    return paths
+    path = Path(out) / "reasons.json"
+    write_json(path, content)
+    return write_page(path, _markdown(content))
 
 
 def measure(classifier: TextClassifier, texts: Sequence[str], seed: int = 0) -> dict[str, Any]:

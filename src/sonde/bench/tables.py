@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sonde.bench import machine
+from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.bench.paper import SETS, TABLE_2
@@ -29,7 +30,6 @@ from sonde.plan import BUNDLE
 from sonde.progress import track
 from sonde.read.extract import Block, read
 from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
-from sonde.tables import write_atomically
 
 LLAMA = "reviews-llama-8m"
 STORIES = "stories260K-llama"
@@ -128,10 +128,7 @@ def run(
             for line in lines:
                 _fill(results, name, splits, line, places, cache)
                 advance(1)
-    markdown = Path(out) / "tables.md"
-    with write_atomically(markdown) as file:
-        file.write(to_markdown(results.content))
-    return [results.path, markdown]
+    return write_page(results.path, to_markdown(results.content))
 
 
 class _Results:
@@ -148,9 +145,7 @@ class _Results:
     def put(self, part: str, key: str, value: Any) -> None:
         self.content["machine"] = machine.describe()
         self.content[part][key] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(self.path) as file:
-            json.dump(self.content, file, indent=1)
+        write_json(self.path, self.content)
 
 
 def _read_all(

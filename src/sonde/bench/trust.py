@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from sonde.bench import machine, rejection
+from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -27,7 +28,6 @@ from sonde.learn.conformal import conformal_scores, predict_sets
 from sonde.learn.targets import Targets, encode_against
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.tables import write_atomically
 
 RECIPE = "auto"
 BACKBONE = BUNDLE
@@ -57,10 +57,7 @@ def run(
                     content["cells"][key] = _quietly(measure)
                     _keep(path, content)
                 advance(1)
-    page = path.with_suffix(".md")
-    with write_atomically(page) as file:
-        file.write(to_markdown(content))
-    return [path, page]
+    return write_page(path, to_markdown(content))
 
 
 def _known(path: Path, rows: int | None) -> dict[str, Any]:
@@ -72,9 +69,7 @@ def _known(path: Path, rows: int | None) -> dict[str, Any]:
 
 def _keep(path: Path, content: dict[str, Any]) -> None:
     content["machine"] = machine.describe()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        json.dump(content, file, indent=1)
+    write_json(path, content)
 
 
 def _cells(name: str, train: DataSet, test: DataSet, cache: Any) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

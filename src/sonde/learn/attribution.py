@@ -13,10 +13,10 @@ network gives its average gradient on the straight way from there (`sonde.learn.
 A new kind of fitted model needs one entry in `ATTRIBUTORS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sonde.learn.blend import Blend
     from sonde.learn.head import FusionHead
     from sonde.learn.lexical import Lexical
+    from sonde.learn.logistic import Logistic
+    from sonde.learn.sparse import Sparse
 
 Direction: TypeAlias = Float64[np.ndarray, " class"]
 Attributor: TypeAlias = Callable[[Direction, Blocks, str], "Attribution"]
@@ -74,17 +76,6 @@ class Attribution:
     """Whether the sum is the score up to rounding; else a network was approximated."""
 
 
-class Linear(Protocol):
-    """What `sparse` models hold: a linear model of some neurons."""
-
-    needs: tuple[str, ...]
-    columns: Mapping[str, np.ndarray]
-    mean: np.ndarray
-    scale: np.ndarray
-    coefficients: np.ndarray
-    intercept: np.ndarray
-
-
 def attributor(model: Fitted) -> Attributor:
     """Prepare the explanation of a fitted model's logits.
 
@@ -105,7 +96,7 @@ def attributor(model: Fitted) -> Attributor:
     return ATTRIBUTORS[kind](model)
 
 
-def _linear(model: Linear) -> Attributor:
+def _linear(model: "Logistic | Sparse") -> Attributor:
     """`Logistic`, which uses every neuron of its blocks, and `Sparse`, which names those it uses."""
     coefficients = model.scale.astype(np.float64)[:, None] * model.coefficients  # feature class
     centre, intercept = model.mean.astype(np.float64), model.intercept.astype(np.float64)

@@ -20,9 +20,9 @@ from jaxtyping import Float64, Int64
 from sonde.learn.problem import Fitted
 
 if TYPE_CHECKING:
-    from sonde.learn.attribution import Linear
     from sonde.learn.blend import Blend
     from sonde.learn.logistic import Logistic
+    from sonde.learn.sparse import Sparse
 
 Widths = Mapping[str, int]
 """Neurons of each block, the unused ones included."""
@@ -88,7 +88,7 @@ def _dense(model: "Logistic", widths: Widths) -> list[BlockImportance]:
     return _split(model, {name: np.arange(width) for name, width in known.items()}, known)
 
 
-def _sparse(model: "Linear", widths: Widths) -> list[BlockImportance]:
+def _sparse(model: "Sparse", widths: Widths) -> list[BlockImportance]:
     return _split(model, model.columns, widths)
 
 

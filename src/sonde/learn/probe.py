@@ -127,10 +127,9 @@ def fit(
     unfinished = sum(step.unfinished for step in tried)
     if unfinished:
         warn(f"{unfinished} probes of {name} stopped after {MAX_ITERATIONS} iterations.", "not_converged", unfinished)
-    weights = torch.from_numpy(problem.weights * problem.folds.trainable)[:, None]
-    constant = _constant(torch.from_numpy(problem.blocks[name]), weights)
+    dropped = int((solver.data.scale[:, -1] == 0).sum())  # of the last mask: all trainable rows
     skipped = tuple(sorted(grid))[len(tried) :]
-    return Probes(tried[place], {step.c: step.loss for step in tried}, skipped, int(constant.sum()))
+    return Probes(tried[place], {step.c: step.loss for step in tried}, skipped, dropped)
 
 
 def path(
@@ -302,11 +301,6 @@ def _standardised(block: np.ndarray, weights: Tensor) -> tuple[Tensor, Tensor, T
         return x, torch.zeros_like(mean).float(), (~constant).float()
     mean, deviation = moments(x, weights)
     return x, mean.float(), _inverse(deviation, deviation <= CONSTANT)
-
-
-def _constant(x: Tensor, weights: Tensor) -> Tensor:
-    mean, deviation = moments(x, weights)
-    return deviation <= CONSTANT * mean.abs()
 
 
 def _inverse(deviation: Tensor, constant: Tensor) -> Tensor:

@@ -131,8 +131,10 @@ def fit(problem: Problem, names: Sequence[str], *, etas: Sequence[float] = ETAS,
         )
     search = _Search(problem, rankings)
     eta, k = search.choose(sorted(etas), layers)
-    outcome = _head(problem, search.kept(eta, k))
-    model = _sparse(outcome, search.kept(eta, k))
+    kept = search.kept(eta, k)
+    narrow, masks = _narrow(problem, kept)
+    outcome = logistic.fit(narrow, list(masks), kept=masks)
+    model = _sparse(outcome, kept)
     summary = {
         "eta": eta,
         "layers": k,
@@ -209,11 +211,6 @@ def _narrow(problem: Problem, kept: Kept) -> tuple[Problem, Kept]:
     unions = {name: masks.any(axis=0) for name, masks in kept.items()}
     blocks = {name: problem.blocks[name][:, union] for name, union in unions.items()}  # row kept
     return replace(problem, blocks=blocks), {name: masks[:, unions[name]] for name, masks in kept.items()}
-
-
-def _head(problem: Problem, kept: Kept) -> Outcome:
-    narrow, masks = _narrow(problem, kept)
-    return logistic.fit(narrow, list(masks), kept=masks)
 
 
 def _sparse(outcome: Outcome, kept: Kept) -> Sparse:
