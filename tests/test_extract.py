@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,8 @@ from tiny import SENTENCES, build
 from sonde.errors import BackboneError, ReadingError
 from sonde.read import extract as extract_module
 from sonde.read.backbone import load_backbone
-from sonde.read.extract import Block, Source, extract, read
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import extract, outstanding, read
 from sonde.read.pooling import POOLINGS
 from sonde.read.sites import MAIN, Site
 from sonde.read.sources import block_of, expand_blocks, open_sources
@@ -307,6 +309,50 @@ def test_windows_of_texts_follow_each_other(monkeypatch):
     whole = read(texts, sources, blocks)
     for window in windows:
         assert_same(window, take(whole, range(window.start, window.start + window.rows)))
+
+
+def test_windows_are_bounded_in_bytes(monkeypatch):
+    sources = {0: source()}
+    blocks = expand_blocks(0, sources[0], "hidden.1", "mean")
+    row_bytes = 4 * (sources[0].backbone.width(blocks[0].site) + 2)  # float32, and the numbers of tokens
+    monkeypatch.setattr(extract_module, "FEW_ROWS", 1)
+    monkeypatch.setattr(extract_module, "WINDOW_BYTES", 3 * row_bytes)
+    windows = list(extract(made_texts(8), sources, blocks))
+    assert [window.rows for window in windows] == [3, 3, 2]
+    assert extract_module.window_rows(sources, [replace(blocks[0], columns=(1,))]) > 3
+
+
+@pytest.mark.parametrize("long_text", ["cut", "windows"])
+def test_some_columns_are_those_of_the_whole_block(long_text):
+    sources = {0: source(max_tokens=8, long_text=long_text)}
+    blocks = all_blocks(sources)
+    whole = read(SENTENCES, sources, blocks)
+    some = {block: (i % 3, 5, 9) for i, block in enumerate(blocks)}
+    narrow = read(SENTENCES, sources, [replace(block, columns=columns) for block, columns in some.items()])
+    for block, columns in some.items():
+        np.testing.assert_array_equal(narrow.blocks[block.name], whole.blocks[block.name][:, columns])
+
+
+def test_the_store_serves_columns_from_whole_rows_and_keeps_no_more_than_them(tmp_path, counted):
+    sources = {0: source()}
+    (block,) = expand_blocks(0, sources[0], "hidden.2", "mean")
+    texts, columns = made_texts(20), (3, 5, 8)
+    narrow = replace(block, columns=columns)
+    store = Store(tmp_path)
+    read(texts[:8], sources, [block], store)
+    passes = counted(sources[0].backbone)
+    found = read(texts, sources, [narrow], store)
+    assert sum(rows for rows, _ in passes) == 12, "rows that lie there whole are not read again"
+    expected = read(texts, sources, [block]).blocks[block.name][:, columns]
+    np.testing.assert_allclose(found.blocks[block.name], expected, rtol=1e-5, atol=1e-6)
+    kept = [(one["rows"], one["dim"]) for one in store.describe() if one["site"] == "hidden.2"]
+    assert sorted(kept) == [(8, 32), (12, 3)]
+    assert outstanding(20, sources, [narrow], store, texts) == 0
+    passes.clear()
+    again = read(texts, sources, [narrow], Store(tmp_path))
+    np.testing.assert_array_equal(again.blocks[block.name], found.blocks[block.name])
+    other = read(texts, sources, [replace(block, columns=(3, 5, 9))], Store(tmp_path))
+    assert passes and other.blocks[block.name].shape == (20, 3), "other columns are other values"
 
 
 def test_windows_are_bounded_in_characters(monkeypatch):

@@ -7,7 +7,8 @@ from jaxtyping import TypeCheckError
 
 from sonde.errors import BackboneError
 from sonde.read.backbone import load_backbone
-from sonde.read.extract import Block, Source, read
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import read
 from sonde.read.sites import Site
 from sonde.read.sources import block_of, expand_blocks
 from sonde.read.tokens import START, Reading, read_tokens

@@ -28,7 +28,7 @@ from sonde.plan import BUNDLE, about, backbone_names, check_same, groups, needed
 from sonde.rows import Labelled, as_labelled, class_factors, is_matrix
 
 if TYPE_CHECKING:
-    from sonde.read.extract import Block, Source, Window
+    from sonde.read.blocks import Block, Source, Window
 
 METRICS = ("accuracy", "macro_f1")
 

@@ -11,7 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
 from sonde.plan import BUNDLE, backbone_names
-from sonde.read.extract import Block, read
+from sonde.read.blocks import Block
+from sonde.read.extract import read
 from sonde.read.pooling import POOLINGS
 from sonde.read.sources import Cache, expand_blocks, open_sources, open_store, prepare
 

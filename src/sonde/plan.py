@@ -16,7 +16,7 @@ from sonde.errors import ArgumentError, ModelError, RecipeError, warn
 from sonde.learn.recipes import Recipe
 
 if TYPE_CHECKING:
-    from sonde.read.extract import Block, Source, Window
+    from sonde.read.blocks import Block, Source, Window
 
 logger = logging.getLogger(__name__)
 

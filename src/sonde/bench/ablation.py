@@ -30,7 +30,8 @@ from sonde.learn.splitting import make_folds
 from sonde.learn.targets import encode
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.read.extract import Block, Source, read
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import read
 from sonde.read.sources import expand_blocks, open_sources, open_store
 
 SETS = ("r8", "r52", "ag_news")

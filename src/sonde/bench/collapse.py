@@ -36,7 +36,8 @@ from sonde.plan import BUNDLE
 from sonde.progress import track
 from sonde.read.backbone import Backbone
 from sonde.read.batching import TOKEN_BUDGET
-from sonde.read.extract import Block, Source, read
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import read
 from sonde.read.sources import expand_blocks, open_sources, open_store
 from sonde.read.view import filler_id, tokenise
 

@@ -28,7 +28,8 @@ from sonde.learn import metrics
 from sonde.learn.recipes import find
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.read.extract import Block, read
+from sonde.read.blocks import Block
+from sonde.read.extract import read
 from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
 
 LLAMA = "reviews-llama-8m"

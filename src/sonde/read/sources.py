@@ -15,7 +15,8 @@ import numpy as np
 
 from sonde.errors import ArgumentError, BackboneError, choose
 from sonde.read.backbone import load_backbone
-from sonde.read.extract import Block, Source, estimate, outstanding
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import estimate, outstanding
 from sonde.read.pooling import POOLINGS
 from sonde.read.sites import expand
 from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
@@ -109,7 +110,7 @@ def block_of(name: str, sources: Mapping[int, Source]) -> Block:
     """The block that a learner calls `name`."""
     index, site, *pooling = name.split("/")
     (place,) = expand(site, sources[int(index)].backbone.layers)
-    return Block(int(index), place, *pooling)
+    return Block(int(index), place, "".join(pooling))
 
 
 def prepare(

@@ -171,12 +171,12 @@ class Column:
             names = dict.fromkeys(n for index in self.shards for n in index.names if n not in self.lost)
             self.shards = [self._indexed(tuple(names))]
 
-    def lacks(self, keys: np.ndarray) -> int:
-        """How many keys are absent, without looking at their values."""
+    def absent(self, keys: np.ndarray) -> np.ndarray:
+        """Which keys are absent, (row,) bool, without looking at their values."""
         absent = np.ones(len(keys), dtype=bool)
         for index in self.shards:
             absent &= index.find(keys) < 0
-        return int(absent.sum())
+        return absent
 
     def bytes(self) -> int:
         """Bytes of this block on disk."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from sonde.read.extract import Block, Source
+from sonde.read.blocks import Block, Source
 from sonde.read.sites import DECODER, Site
 from sonde.read.view import Pieces, clean, parts, special_tokens, tokenise
 

@@ -1,0 +1,265 @@
+"""Reads the blocks of one backbone, what the store lacks only.
+
+Reader    texts -> the values of every block, and the number of tokens of each text
+Kind      values as the store knows them: a site, a pooling, some columns
+TOKENS    the kind that holds these numbers
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.errors import ReadingError
+from sonde.read.batching import TOKEN_BUDGET, collate, plan
+from sonde.read.blocks import Block, Source
+from sonde.read.sites import MAIN, Site
+from sonde.read.store import Column, Store, block_bytes
+from sonde.read.view import Pieces, filler_id, tokenise
+
+logger = logging.getLogger(__name__)
+
+FEW_ROWS = 64
+"""Fewer new rows than this are not written to the shared cache, which has a limit: a service would fill it with crumbs.
+A store that somebody named keeps every row."""
+
+SHORT_SHARD_BYTES = 4
+"""Allowance a row and block in estimates, for the headers of the shorter shards that long texts make."""
+
+COUNT_BYTES = 8
+"""Two numbers of 32 bits."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Values as the store knows them."""
+
+    site: Site
+    """Where the model is tapped; never `sentence`, which stands for another site."""
+    pooling: str
+    """Empty for the pooler."""
+    columns: tuple[int, ...] | None = None
+    """The features that are kept, ascending; None = all."""
+
+    @classmethod
+    def of(cls, block: Block, source: Source) -> "Kind":
+        """What is really read for a block."""
+        if block.site.kind == "sentence":
+            sentence = source.backbone.sentence
+            return cls(sentence.site, sentence.pooling or "")
+        return cls(block.site, block.pooling, block.columns)
+
+    def about(self, source: Source) -> dict[str, object]:
+        """What the store remembers of such values."""
+        backbone = source.backbone
+        about: dict[str, object] = {
+            "backbone": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "view": source.view.key(),
+            "site": str(self.site),
+            "pooling": self.pooling,
+            "dtype": "int32" if self == TOKENS else str(backbone.dtype).removeprefix("torch."),
+        }
+        if self.columns is not None:
+            digest = hashlib.blake2b(np.array(self.columns, dtype="<i8").tobytes(), digest_size=16).hexdigest()
+            about |= {"columns": len(self.columns), "columns_digest": digest}
+        return about
+
+    def width(self, source: Source) -> int:
+        """Numbers a text."""
+        if self == TOKENS:
+            return 2
+        return source.backbone.width(self.site) if self.columns is None else len(self.columns)
+
+    def take(self, whole: Tensor) -> Tensor:
+        """These columns of all features: (row, dim) -> (row, kept)."""
+        return whole if self.columns is None else whole[:, list(self.columns)]
+
+
+TOKENS = Kind(Site(MAIN, "tokens"), "count")
+"""For each text, its tokens and how many of them were lost."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one backbone makes of some texts."""
+
+    blocks: dict[str, np.ndarray]
+    """Block name -> float32 (row, dim)."""
+    counts: np.ndarray
+    """(row, 2): tokens of each text, and how many of them were lost."""
+
+
+class Reader:
+    """Reads the blocks of one source.
+
+    Attributes
+    ----------
+    wanted : list of Kind
+        What is read for these blocks.
+    columns : list of Column
+        Where the store keeps it.
+    in_use : sequence of Column
+        Columns of this run that the store must not drop.
+    """
+
+    def __init__(
+        self, index: int, source: Source, blocks: Sequence[Block], store: Store | None, token_budget: int | None = None
+    ) -> None:
+        self.source, self.store = source, store
+        self.blocks = {block: Kind.of(block, source) for block in blocks if block.backbone == index}
+        self.wanted = [*dict.fromkeys(self.blocks.values()), TOKENS]
+        self.token_budget = token_budget or TOKEN_BUDGET.get(source.backbone.device.type, TOKEN_BUDGET["cpu"])
+        self._own = {kind: store.column(kind.about(source)) for kind in self.wanted} if store else {}
+        narrow = [kind for kind in self.wanted if kind.columns is not None] if store else []
+        self._whole = {kind: store.column(replace(kind, columns=None).about(source)) for kind in narrow if store}
+        self.columns = [*self._own.values(), *self._whole.values()]
+        self.in_use: Sequence[Column] = self.columns
+
+    def read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> Part:
+        """Read distinct texts; `first` gives the row by which an error names each."""
+        values = self._stored_or_read(texts, keys, first)
+        counts = values[TOKENS].numpy().astype(np.int64)
+        blocks = {}
+        for block, kind in self.blocks.items():
+            array = values[kind].float().numpy()
+            sentence = block.site.kind == "sentence" and self.source.backbone.sentence.normalise
+            blocks[block.name] = _unit(array) if sentence else array
+        return Part(blocks, counts)
+
+    def bytes_of(self, kind: Kind, rows: int, window_rows: int) -> int:
+        """Bytes that `rows` new rows take in the store at most, in shards of `window_rows`."""
+        itemsize = COUNT_BYTES // 2 if kind == TOKENS else self.source.backbone.dtype.itemsize
+        row_bytes = kind.width(self.source) * itemsize + SHORT_SHARD_BYTES
+        return block_bytes(kind.about(self.source), rows, row_bytes, -(-rows // window_rows))
+
+    def stored_bytes(self, kind: Kind) -> int:
+        """Bytes of these values in the store now."""
+        return self._own[kind].bytes()
+
+    def lacks(self, kind: Kind, keys: np.ndarray) -> int:
+        """How many keys the store does not hold, without looking at their values."""
+        absent = self._own[kind].absent(keys)
+        if kind in self._whole:
+            absent &= self._whole[kind].absent(keys)
+        return int(absent.sum())
+
+    def _stored_or_read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> dict[Kind, Tensor]:
+        if not self._own:
+            return self._read(texts, self.wanted, first)
+        stored = {kind: self._find(kind, keys) for kind in self.wanted}
+        missing = np.stack([~found.any(axis=1) for found in stored.values()], axis=1)  # row kind
+        fresh: list[tuple[np.ndarray, dict[Kind, Tensor]]] = []
+        for pattern in np.unique(missing, axis=0):
+            rows = np.flatnonzero((missing == pattern).all(axis=1))
+            kinds = [kind for kind, lacks in zip(self.wanted, pattern, strict=True) if lacks]
+            if kinds:
+                values = self._read([texts[i] for i in rows], kinds, {j: first[i] for j, i in enumerate(rows.tolist())})
+                fresh.append((rows, values))
+                self._keep(keys[rows], values, kinds)
+        return {kind: self._gather(kind, keys, found, fresh) for kind, found in stored.items()}
+
+    def _find(self, kind: Kind, keys: np.ndarray) -> np.ndarray:
+        """Bool (row, 2): whether the rows lie in the store by themselves; whether they do in rows of all features."""
+        own = self._own[kind].find(keys)
+        whole = np.zeros(len(keys), dtype=bool)
+        if kind in self._whole and not own.all():
+            whole[~own] = self._whole[kind].find(keys[~own])
+        return np.stack([own, whole], axis=1)
+
+    def _keep(self, keys: np.ndarray, values: Mapping[Kind, Tensor], kinds: Sequence[Kind]) -> None:
+        """Write one shard a kind, if the store wants it and has room."""
+        assert self.store is not None
+        if len(keys) < FEW_ROWS and self.store.limit_bytes is not None:
+            return
+        new_bytes = sum(self.bytes_of(kind, len(keys), len(keys)) for kind in kinds)
+        if not self.store.make_room(new_bytes, self.in_use):
+            logger.info("the store is full of what this run uses; %d rows are not kept", len(keys))
+            return
+        for kind in kinds:
+            self._own[kind].append(keys, values[kind])
+
+    def _gather(
+        self, kind: Kind, keys: np.ndarray, stored: np.ndarray, fresh: list[tuple[np.ndarray, dict[Kind, Tensor]]]
+    ) -> Tensor:
+        parts = [(rows, values[kind]) for rows, values in fresh if kind in values]
+        own, whole = np.flatnonzero(stored[:, 0]), np.flatnonzero(stored[:, 1])
+        if len(own):
+            parts.append((own, self._own[kind].read(keys[own])))
+        if len(whole):
+            parts.append((whole, kind.take(self._whole[kind].read(keys[whole]))))
+        out = torch.empty((len(keys), parts[0][1].shape[1]), dtype=parts[0][1].dtype)  # row dim
+        for rows, values in parts:
+            out[torch.from_numpy(rows)] = values
+        return out
+
+    def _read(self, texts: list[str], kinds: Sequence[Kind], first: Mapping[int, int]) -> dict[Kind, Tensor]:
+        """Tokenise, batch, run the model, put rows back in order."""
+        backbone = self.source.backbone
+        pieces = tokenise(texts, backbone.tokenizer, self.source.view)
+        wanted = [kind for kind in kinds if kind != TOKENS]
+        values: dict[Kind, Tensor] = {}
+        if wanted:
+            values = self._run(pieces, wanted)
+            _check_finite(values, pieces, first, backbone.name)
+            values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
+            values = {kind: v.to(backbone.dtype) for kind, v in values.items()}
+        values[TOKENS] = torch.from_numpy(np.stack([pieces.tokens, pieces.lost], axis=1).astype(np.int32))  # row 2
+        return values
+
+    def _run(self, pieces: Pieces, kinds: Sequence[Kind]) -> dict[Kind, Tensor]:
+        """float32 (piece, dim) of every kind, in the order of the pieces."""
+        backbone = self.source.backbone
+        taps = {kind: (kind.site, kind.pooling or None) for kind in kinds}
+        values = {kind: torch.empty((len(pieces.ids), kind.width(self.source))) for kind in kinds}  # piece dim
+        filler = filler_id(backbone.tokenizer)
+        for batch in plan([len(ids) for ids in pieces.ids], self.token_budget):
+            inputs = collate(pieces, batch, filler, backbone.causal)
+            pooled = backbone.read(inputs.ids, inputs.mask, inputs.content, list(dict.fromkeys(taps.values())))
+            for kind, tap in taps.items():
+                values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap])
+        return values
+
+
+def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
+    """Windows of one text -> one row, as if pooling had seen all its tokens at once."""
+    rows = len(pieces.tokens)
+    if len(pieces.ids) == rows:
+        return values
+    owner = torch.from_numpy(pieces.owner)
+    index = owner[:, None].expand_as(values)
+    if pooling == "max":
+        return torch.full((rows, values.shape[1]), -torch.inf).scatter_reduce(0, index, values, "amax")
+    if pooling in ("first", "last"):
+        starts = np.flatnonzero(np.diff(pieces.owner, prepend=-1))
+        ends = np.append(starts[1:], len(pieces.owner)) - 1
+        return values[torch.from_numpy(starts if pooling == "first" else ends)]
+    weight = torch.tensor([len(ids) for ids in pieces.ids], dtype=torch.float32)  # piece
+    if pooling == "mean_content":
+        content = (weight - pieces.content_start(causal) - pieces.suffix).clamp(min=0)  # piece
+        left = torch.zeros(rows).index_add(0, owner, content) > 0  # row
+        weight = torch.where(left[owner], content, weight)
+    total = torch.zeros(rows).index_add(0, owner, weight)  # row
+    return torch.zeros((rows, values.shape[1])).index_add(0, owner, values * weight[:, None]) / total[:, None]
+
+
+def _check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[int, int], name: str) -> None:
+    for kind, array in values.items():
+        if bool(torch.isfinite(array).all()):
+            continue
+        piece = int((~torch.isfinite(array)).any(dim=1).nonzero()[0])
+        row = first[int(pieces.owner[piece])]
+        raise ReadingError(
+            f"The backbone {name} gave NaN or infinity at site {kind.site} ({kind.pooling or 'pooler'}) for row "
+            f"{row + 1}. Read in float32 (dtype='float32'); if it stays, the checkpoint is damaged or overflows on it."
+        )
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    """Rows of length one, as sentence-transformers' Normalize does."""
+    length = np.linalg.norm(array, axis=1, keepdims=True)
+    return np.asarray(array / np.maximum(length, 1e-12))
