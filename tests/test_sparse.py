@@ -1,17 +1,25 @@
 """Sparsify-then-Classify: which neurons are kept, how deep it reads, what the head sees."""
 
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 
+from sonde import fitting
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, ModelError
-from sonde.learn import learning, sparse
+from sonde.learn import learning, sparse, sparsify
 from sonde.learn.problem import Problem, Record
 from sonde.learn.selection import depth, importance, keep
-from sonde.learn.splitting import make_folds
+from sonde.learn.splitting import draw, make_folds
 from sonde.learn.targets import encode
 from sonde.loading import load
+from sonde.progress import watching
+from sonde.read.store import Store
 
 NAMES = tuple(f"0/hidden.{layer}/mean" for layer in range(4))
 
@@ -160,7 +168,81 @@ def test_a_record_comes_back_as_it_was_and_damage_is_refused() -> None:
             learning.restore(Record(record.settings, {**record.arrays, name: damaged}))
 
 
+# On a sample of the rows
+
+
+def test_some_rows_choose_and_all_rows_train() -> None:
+    problem = a_problem(rows=600)
+    found = sparse.fit(problem, NAMES, sample_rows=200)
+    assert found.summary["sampled_rows"] == 200 and found.summary["head"]["rows"] == 600
+    assert accuracy(found.model, problem) > 0.95  # type: ignore[arg-type]
+
+
+def test_blocks_may_hold_the_kept_neurons_alone() -> None:
+    problem = a_problem(rows=300)
+    selection = sparsify.select(problem, NAMES)
+    whole = sparse.train(problem, selection)
+    blocks = {name: problem.blocks[name][:, list(columns)] for name, columns in selection.columns.items()}
+    few = sparse.train(replace(problem, blocks=blocks), selection)
+    np.testing.assert_array_equal(few.held_out, whole.held_out)
+    model = whole.model
+    kept = {name: problem.blocks[name][:, own] for name, own in model.columns.items()}
+    np.testing.assert_allclose(
+        model.logits(kept, problem.texts), model.logits(problem.blocks, problem.texts), atol=1e-6
+    )
+
+
+def test_a_sample_holds_rows_of_every_class() -> None:
+    labels = ["common"] * 5000 + ["rare"] * 30 + ["single"]
+    targets = encode(labels)
+    folds = make_folds([f"text {i}" for i in range(5031)], targets, seed=0)
+    rows = draw(targets, folds, 500, seed=0)
+    assert len(rows) == 500 == len(set(rows.tolist())) and (np.diff(rows) > 0).all()
+    counts = dict(zip(targets.classes.tolist(), targets.indicator[rows].sum(axis=0).tolist(), strict=True))
+    assert counts["single"] == 1 and counts["rare"] >= 20
+    assert draw(targets, folds, 9999, seed=0).tolist() == list(range(5031))
+    with pytest.raises(ArgumentError, match=r"sample_rows is 30, too few for 3 classes: .* they take 41"):
+        draw(targets, folds, 30, seed=0)
+
+
 # The recipe
+
+
+def test_two_steps_read_all_rows_for_the_kept_neurons_alone(tmp_path: Path) -> None:
+    backbone = str(tiny.build("bert"))
+    rng = np.random.default_rng(0)
+    words = sorted({word for sentence in tiny.SENTENCES for word in sentence.split()})
+    texts = [" ".join(rng.choice(words, size=rng.integers(3, 12))) for _ in range(300)]
+    labels = ["long" if len(text.split()) > 7 else "short" for text in texts]
+    said: list[str] = []
+    with watching(lambda *_: nullcontext(lambda _: None), said.append):
+        classifier = TextClassifier("stc-hidden", (backbone,), cache=tmp_path, dtype="float32", sample_rows=120).fit(
+            texts, labels
+        )
+    assert len(said) == 2 and said[0].startswith("plan: 120 texts, 4 sites in 4 blocks:")
+    kept = sum(classifier.summary_["learner"]["kept"].values())
+    assert re.match(r"plan: 300 texts, \d+ sites, \d+ neurons of them, in \d+ blocks: [\d.]+ MB to write to", said[1])
+    assert classifier.summary_["learner"]["sampled_rows"] == 120 and kept > 0
+    narrow = [one for one in Store(tmp_path).describe() if "columns" in one]
+    assert {one["rows"] for one in narrow} == {300 - 120} and all(one["dim"] == one["columns"] for one in narrow)
+    assert classifier.score(texts, labels) > 0.9
+    no_store = TextClassifier("stc-hidden", (backbone,), cache=None, dtype="float32", sample_rows=120)
+    np.testing.assert_allclose(
+        no_store.fit(texts, labels).predict_proba(texts), classifier.predict_proba(texts), atol=1e-3
+    )
+
+
+def test_more_activations_than_memory_are_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "memory_bytes", lambda: 10_000)
+    classifier = TextClassifier("stc-hidden", (str(tiny.build("bert")),), cache=None)
+    with pytest.raises(DataError, match=r"of 60 rows in 4 blocks \(128 numbers a row\) take 0.0 GB at once"):
+        classifier.fit([f"text {i}" for i in range(60)], ["a", "b"] * 30)
+
+
+@pytest.mark.parametrize("given", [0, -1, 2.5, True, "all"])
+def test_sample_rows_must_be_a_number_of_rows(given: object) -> None:
+    with pytest.raises(ArgumentError, match=r"sample_rows is .*; it must be a whole number of at least 1"):
+        TextClassifier("stc", sample_rows=given).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
 
 
 def test_the_recipe_reads_no_deeper_than_it_needs(texts: list[str], tmp_path) -> None:  # type: ignore[no-untyped-def]

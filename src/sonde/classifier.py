@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -16,19 +17,20 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde import saving
+from sonde import fitting, saving
 from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
-from sonde.learn.recipes import Recipe, find
+from sonde.learn.recipes import SAMPLE_ROWS, Recipe, find
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode_against
-from sonde.plan import BUNDLE, about, backbone_names, check_same, groups, needed, token_loss, warn_lost, warn_truncated
+from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
 from sonde.rows import Labelled, as_labelled, class_factors, is_matrix
 
 if TYPE_CHECKING:
-    from sonde.read.blocks import Block, Source, Window
+    from sonde.read.blocks import Source
+    from sonde.read.store import Store
 
 METRICS = ("accuracy", "macro_f1")
 
@@ -66,6 +68,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Seed of folds and of heads with random starts.
     paper : bool
         The exact setting of the recipe's paper instead of the default, for recipes that have one.
+    sample_rows : int
+        Most rows on which `stc` chooses neurons; all others are read for the chosen ones alone.
 
     Attributes
     ----------
@@ -96,6 +100,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cache: str | Path | bool | None = "auto",
         random_state: Any = 0,
         paper: bool = False,
+        sample_rows: int = SAMPLE_ROWS,
     ) -> None:
         self.recipe = recipe
         self.backbones = backbones
@@ -108,6 +113,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cache = cache
         self.random_state = random_state
         self.paper = paper
+        self.sample_rows = sample_rows
 
     # ---------------------------------------------------------------- fit
 
@@ -134,11 +140,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed, metric = _seed(self.random_state), cast(Metric, self.metric)
         train = as_labelled(texts, labels, sample_weight, None)
         both, folds = self._with_validation(train, validation, seed)
-        blocks_by_group, window, sources = self._read_training(recipe, both.texts)
-        read_seconds = time.perf_counter() - started
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
-        problem = Problem(window.blocks if window else {}, both.texts, both.targets, weights, folds, metric, seed)
-        outcome = learning.fit(recipe, problem, blocks_by_group, self.paper)
+        problem = Problem({}, both.texts, both.targets, weights, folds, metric, seed)
+        sources, store = self._open_for(recipe)
+        done = fitting.fit(recipe, problem, sources, store, paper=self.paper, sample_rows=self.sample_rows)
+        outcome, window = done.outcome, done.window
+        if window:
+            warn_lost(window)
         self._keep(outcome.model, both, train, sources)
         self.matrix_labels_ = self.multilabel_ and is_matrix(labels)
         self._calibrate(outcome.held_out, both, weights, folds)
@@ -146,7 +154,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "recipe": recipe.name,
             "paper": self.paper,
             "rows": len(train.texts),
-            "seconds": {"reading": read_seconds, "training": time.perf_counter() - started - read_seconds},
+            "seconds": {
+                "reading": done.reading_seconds,
+                "training": time.perf_counter() - started - done.reading_seconds,
+            },
             "tokens": int(window.tokens.sum()) if window else 0,
             **token_loss(window),
             "out_of_fold": self._out_of_fold(outcome.held_out, both, folds),
@@ -158,6 +169,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_arguments(self) -> Recipe:
         recipe = find(self.recipe)
         choose("metric", self.metric, METRICS)
+        if (
+            isinstance(self.sample_rows, bool)
+            or not isinstance(self.sample_rows, int | np.integer)
+            or self.sample_rows < 1
+        ):
+            raise ArgumentError(f"sample_rows is {self.sample_rows!r}; it must be a whole number of at least 1.")
         if self.paper and not recipe.has_paper_setting:
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
         if isinstance(self.class_weight, str):
@@ -190,23 +207,14 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         both = Labelled(texts, targets, np.concatenate([train.weights, held.weights[known]]))
         return both, validation_folds(len(train.texts), targets, seed)
 
-    def _read_training(
-        self, recipe: Recipe, texts: Sequence[str]
-    ) -> tuple[list[list[str]], "Window | None", dict[int, "Source"]]:
+    def _open_for(self, recipe: Recipe) -> tuple[dict[int, "Source"], "Store | None"]:
+        """The backbones that a recipe reads, and where their activations are kept."""
         if not recipe.reads:
-            return [], None, {}
-        from sonde.read.extract import read
-        from sonde.read.sources import open_store, prepare
+            return {}, None
+        from sonde.read.sources import open_store
 
         names = needed(recipe, backbone_names(self.backbones))
-        sources = self._open(names, self.max_tokens, self.long_text)
-        found = groups(recipe, sources)
-        blocks = list(dict.fromkeys(block for group in found for block in group))
-        store = open_store(self.cache)
-        prepare(len(texts), sources, blocks, store, texts=texts)
-        window = read(texts, sources, blocks, store)
-        warn_lost(window)
-        return [[block.name for block in group] for group in found], window, sources
+        return self._open(names, self.max_tokens, self.long_text), open_store(self.cache)
 
     def _open(self, names: Mapping[int, str], max_tokens: Any, long_text: str) -> dict[int, "Source"]:
         from sonde.read.sources import open_sources
@@ -384,7 +392,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from sonde.read.sources import block_of, open_store
 
         sources = self._fitted_sources()
-        blocks: list[Block] = [block_of(name, sources) for name in self.model_.needs]
+        columns = {name: tuple(own.tolist()) for name, own in self.model_.columns.items()}
+        blocks = [replace(block_of(name, sources), columns=columns.get(name)) for name in self.model_.needs]
         for window in extract(texts, sources, blocks, open_store(self.cache), total=len(texts)):
             logits = self.model_.logits(window.blocks, texts[window.start : window.start + window.rows])
             yield logits, int((window.lost > 0).any(axis=0).sum())

@@ -23,6 +23,7 @@ import typer
 
 from sonde import __version__
 from sonde.errors import ArgumentError, DataError, InputError, SondeError, SondeWarning, warn
+from sonde.learn.recipes import SAMPLE_ROWS
 from sonde.plan import BUNDLE
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ NAMES_HELP = "JSON: a list of names for the labels 0, 1, ..., or an object label
 WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
 ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
+SAMPLE_HELP = "Most rows on which stc chooses neurons."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -100,6 +102,7 @@ def fit(
     class_weight: Annotated[str | None, typer.Option("--class-weight", help=WEIGHT_HELP)] = None,
     metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
     seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
+    sample_rows: Annotated[int, typer.Option("--sample-rows", help=SAMPLE_HELP)] = SAMPLE_ROWS,
     dtype: Dtype = "auto",
     device: Device = "auto",
     cache: Cache = None,
@@ -127,6 +130,7 @@ def fit(
             cache=_cache(cache, no_cache),
             random_state=seed,
             paper=paper,
+            sample_rows=sample_rows,
         )
         classifier.fit(texts, labels, validation=held)
         classifier.label_names_ = names

@@ -2,6 +2,7 @@
 
 track      what a loop wraps itself in: `with track("reading", 1000, "rows") as advance: advance(64)`
 tracked    the same for a sequence: `for item in tracked(items, "training", "folds")`
+announce   a sentence about what is going to be done
 watching   what a front end wraps a call in, to be told
 
 The library itself never prints: without a watcher nothing happens.
@@ -15,8 +16,10 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
 Watcher = Callable[[str, int | None, str], AbstractContextManager[Advance]]
+Listener = Callable[[str], None]
 
 _watcher: ContextVar[Watcher | None] = ContextVar("sonde_watcher", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("sonde_listener", default=None)
 
 
 def track(stage: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
@@ -33,14 +36,22 @@ def tracked(items: Sequence[Item], stage: str, unit: str) -> Iterator[Item]:
             advance(1)
 
 
+def announce(sentence: str) -> None:
+    """Say what is going to be done, before it starts."""
+    listener = _listener.get()
+    if listener:
+        listener(sentence)
+
+
 @contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """Send every stage opened inside this context to `watcher`."""
-    token = _watcher.set(watcher)
+def watching(watcher: Watcher, listener: Listener | None = None) -> Iterator[None]:
+    """Send every stage opened inside this context to `watcher`, and every announcement to `listener`."""
+    tokens = _watcher.set(watcher), _listener.set(listener)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watcher.reset(tokens[0])
+        _listener.reset(tokens[1])
 
 
 def _ignore(_: int) -> None:

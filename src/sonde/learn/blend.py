@@ -9,11 +9,12 @@ data the log-odds of each label. Opinions that err independently are surer toget
 temperature too. A learner of weight 0 is left out of the model, so that nothing is read for it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from sonde.learn.calibration import decide, fit_temperature, to_probabilities
 from sonde.learn.learning import describe, restore
@@ -42,6 +43,12 @@ class Blend:
     def needs(self) -> tuple[str, ...]:
         """Names of the blocks that any of the learners reads."""
         return tuple(dict.fromkeys(name for child in self.children for name in child.needs))
+
+    @property
+    def columns(self) -> Mapping[str, Int64[np.ndarray, " _"]]:
+        """Those of blocks that one learner alone reads; the others are read whole."""
+        readers = Counter(name for child in self.children for name in child.needs)
+        return {name: own for child in self.children for name, own in child.columns.items() if readers[name] == 1}
 
     @property
     def reads_text(self) -> bool:

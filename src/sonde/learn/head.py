@@ -7,7 +7,7 @@ FusionHead                 a fitted one
 predict                    logits of a network for any number of rows
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -187,6 +187,11 @@ class FusionHead:
     def needs(self) -> tuple[str, ...]:
         """Names of the blocks that it reads: deep, then sentences."""
         return self.names.deep + self.names.sentences
+
+    @property
+    def columns(self) -> Mapping[str, Int64[np.ndarray, " _"]]:
+        """None: blocks are read whole."""
+        return {}
 
     @property
     def reads_text(self) -> bool:

@@ -2,6 +2,9 @@
 
 LEARNERS   name of a learner in a recipe -> how to fit it
 fit        a recipe on a problem
+selects    whether a recipe chooses neurons first, for which some of the rows are enough
+select     the neurons that it chooses
+train      the recipe on these neurons of all rows
 describe   a fitted model -> its record
 restore    a record -> the fitted model it describes
 """
@@ -9,11 +12,14 @@ restore    a record -> the fitted model it describes
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sonde.errors import ModelError
 from sonde.learn.problem import Fitted, Outcome, Problem, Record
 from sonde.learn.recipes import Recipe
+
+if TYPE_CHECKING:
+    from sonde.learn.sparsify import Selection
 
 Groups = Sequence[Sequence[str]]
 """Names of the blocks that each `Reads` of the recipe matched, in the order of the recipe."""
@@ -23,6 +29,26 @@ def fit(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False) -
     """Train what the recipe says on the blocks it read."""
     settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
     return LEARNERS[recipe.learner](problem, groups, settings)
+
+
+def selects(recipe: Recipe) -> bool:
+    """Whether a recipe trains on neurons that it chooses on some of the rows."""
+    return recipe.learner == "sparse"
+
+
+def select(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False) -> "Selection":
+    """Choose neurons on a problem, commonly a sample of the rows."""
+    from sonde.learn import sparsify
+
+    settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
+    return sparsify.select(problem, _all(groups), **settings)
+
+
+def train(problem: Problem, selection: "Selection") -> Outcome:
+    """Train on neurons that were chosen; the blocks of the problem may hold these alone."""
+    from sonde.learn import sparse
+
+    return sparse.train(problem, selection)
 
 
 def describe(model: Fitted) -> Record:

@@ -12,7 +12,7 @@ The classifier is a linear support vector machine, one class against the rest (J
 al. 2008, LIBLINEAR), and its margins, divided by a temperature, are the logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -58,6 +58,11 @@ class Lexical:
     """No blocks."""
     reads_text: bool = True
     """It reads the texts."""
+
+    @property
+    def columns(self) -> Mapping[str, Int64[np.ndarray, " _"]]:
+        """None: it reads no blocks."""
+        return {}
 
     def logits(self, blocks: Blocks, texts: Sequence[str]) -> Float32[np.ndarray, "row class"]:
         """Margins of the texts, divided by the temperature."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from sonde.errors import ModelError, warn
@@ -65,6 +65,11 @@ class Logistic:
     """Of the standardised features. With two classes the columns are -w/2 and w/2."""
     intercept: Float32[np.ndarray, " class"]
     """Added last."""
+
+    @property
+    def columns(self) -> Mapping[str, Int64[np.ndarray, " _"]]:
+        """None: blocks are read whole."""
+        return {}
 
     @property
     def reads_text(self) -> bool:

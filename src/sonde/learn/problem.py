@@ -65,6 +65,14 @@ class Fitted(Protocol):
         ...
 
     @property
+    def columns(self) -> Mapping[str, Int64[np.ndarray, " _"]]:
+        """Block name -> its features that `logits` reads, ascending; it takes the whole block or these alone.
+
+        A block without an entry is read whole.
+        """
+        ...
+
+    @property
     def reads_text(self) -> bool:
         """Whether `logits` reads the texts themselves."""
         ...

@@ -3,6 +3,7 @@
     Recipe      name, what it reads, what it trains
     Reads       blocks of one backbone: a site specification and a pooling
     RECIPES     name -> Recipe
+    SAMPLE_ROWS rows on which neurons are chosen
     find        a name -> its recipe, or a sentence that lists them
 
 A recipe is read by `classifier` (which turns `Reads` into blocks of real backbones) and by `learning` (which trains).
@@ -16,6 +17,9 @@ from sonde.errors import RecipeError, choose
 
 LLMEMBED_DEPTHS = 5
 """LLMEmbed, section 3.2: the embeddings of the last five blocks of the deep backbone."""
+
+SAMPLE_ROWS = 4096
+"""Most rows on which a recipe chooses neurons, by default."""
 
 
 @dataclass(frozen=True)

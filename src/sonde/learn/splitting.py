@@ -4,6 +4,7 @@
     make_folds          stratified folds that keep texts that read the same together
     validation_folds    the same for a validation set that the user brought
     normalised          the form in which two texts count as the same
+    draw                a sample of the rows on which neurons are chosen
     text_keys           8-byte keys of normalised texts, by which duplicates are found without keeping texts
 
 Cross-validation (as drawn here for five folds): every fold is held out once. Rows of fold 0 calibrate label sets only:
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 
-from sonde.errors import warn
+from sonde.errors import ArgumentError, warn
 from sonde.learn.targets import Targets
 
 # Classes that a warning names before it says "and more": what fits on a terminal line.
@@ -27,6 +28,8 @@ NAMED_CLASSES = 5
 # Fewer folds are tried if fewer than this share of the rows can be held out: what is chosen on a minority of the rows,
 # all of them of frequent classes, says little about the rest.
 ENOUGH_HELD = 0.5
+# A class needs rows in every fold for its probes to say anything: four in each of five.
+CLASS_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -214,3 +217,28 @@ def _warn_folds(targets: Targets, held: Int64[np.ndarray, " row"], wanted: int, 
             "rare_classes",
             len(names),
         )
+
+
+def draw(targets: Targets, folds: Folds, limit: int, seed: int) -> Int64[np.ndarray, " drawn"]:
+    """Rows to make a selection on: all of them if they are few, else `limit` at random, of each class some.
+
+    Of every class the trainable rows or `CLASS_ROWS` of them are drawn, whichever is less; chance fills the rest.
+
+    Raises
+    ------
+    ArgumentError
+        If `limit` cannot hold these.
+    """
+    if targets.rows <= limit:
+        return np.arange(targets.rows)
+    order = np.random.default_rng(seed).permutation(targets.rows)
+    of_class = (targets.indicator[order] > 0) & folds.trainable[order, None]  # row class
+    early = (np.cumsum(of_class, axis=0) <= CLASS_ROWS) & of_class  # row class
+    needed = early.any(axis=1)
+    if needed.sum() > limit:
+        raise ArgumentError(
+            f"sample_rows is {limit}, too few for {targets.n_classes} classes: with {CLASS_ROWS} rows of each (all "
+            f"where there are fewer) they take {int(needed.sum())}. Give at least so many."
+        )
+    rest = np.flatnonzero(~needed)[: limit - int(needed.sum())]
+    return np.sort(order[np.concatenate([np.flatnonzero(needed), rest])])

@@ -7,13 +7,13 @@ block_of       a block name -> the Block
 prepare        make sure that the store can hold what is about to be read
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sonde.errors import ArgumentError, BackboneError, choose
+from sonde.progress import announce
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import estimate, outstanding
@@ -21,8 +21,6 @@ from sonde.read.pooling import POOLINGS
 from sonde.read.sites import expand
 from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
 from sonde.read.view import DEFAULT_MAX_TOKENS, LONG_TEXT, View
-
-logger = logging.getLogger(__name__)
 
 Cache = str | Path | bool | None
 MaxTokens = int | Sequence[int | None] | None
@@ -122,7 +120,7 @@ def prepare(
 ) -> int:
     """Bytes that the rows take in a store at most; refused before work starts if what is missing does not fit.
 
-    With `texts` (gone through once) what is missing is known exactly.
+    With `texts` (gone through once) what is missing is known exactly. Announces the plan: rows, sites, bytes.
 
     Raises
     ------
@@ -130,8 +128,21 @@ def prepare(
         If the disk, or the limit of the shared cache, cannot hold it.
     """
     needed = estimate(rows, sources, blocks)
+    missing = needed
     if store is not None:
-        store.reserve(outstanding(rows, sources, blocks, store, texts))
-    where = f"{needed / 1e6:.1f} MB at most, in {store.root}" if store else "without a store"
-    logger.info("reading %d texts x %d blocks (%s)", rows, len(blocks), where)
+        missing = outstanding(rows, sources, blocks, store, texts)
+        store.reserve(missing)
+    announce(_plan(rows, blocks, needed, missing, store))
     return needed
+
+
+def _plan(rows: int, blocks: Sequence[Block], needed: int, missing: int, store: Store | None) -> str:
+    places = {(block.backbone, block.site) for block in blocks}
+    kept = sum(len(block.columns) for block in blocks if block.columns is not None)
+    what = f", {kept:,} neurons of them," if kept else ""
+    where = f"{_size(missing)} to write to {store.root}" if store else f"{_size(needed)}, kept nowhere"
+    return f"plan: {rows:,} texts, {len(places)} sites{what} in {len(blocks)} blocks: {where}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

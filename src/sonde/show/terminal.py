@@ -73,7 +73,7 @@ def progress() -> Iterator[None]:
             bars.update(task, total=bars.tasks[bars.task_ids.index(task)].completed)
 
     try:
-        with watching(watch):
+        with watching(watch, lambda sentence: bars.console.print(Text(visible(sentence)), soft_wrap=True)):
             yield
     finally:
         if bars.tasks:

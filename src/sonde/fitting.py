@@ -1,0 +1,129 @@
+"""One training run: what the recipe needs is read, in one step or two, and trained on.
+
+fit        a recipe, rows and backbones -> Fit
+Fit        the outcome, and what reading gave and took
+
+Recipes that choose neurons do it on a sample of the rows, read at every site; then all rows are read for the neurons
+that were kept alone. All sites of a 7B model take a megabyte a text.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sonde.errors import DataError
+from sonde.learn import learning
+from sonde.learn.problem import Outcome, Problem
+from sonde.learn.recipes import Recipe
+from sonde.learn.splitting import draw
+from sonde.plan import groups
+
+if TYPE_CHECKING:
+    from sonde.read.blocks import Block, Source, Window
+    from sonde.read.store import Store
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run gave."""
+
+    outcome: Outcome
+    """The fitted model, its held-out logits, its summary."""
+    window: "Window | None"
+    """All rows, as they were read last; None for recipes that read no backbone."""
+    reading_seconds: float
+    """Of the time that it took."""
+
+
+def fit(
+    recipe: Recipe,
+    problem: Problem,
+    sources: "Mapping[int, Source]",
+    store: "Store | None",
+    *,
+    paper: bool,
+    sample_rows: int,
+) -> Fit:
+    """Read and train.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    problem : Problem
+        Without blocks.
+    sources : mapping of int to Source
+        The backbones that the recipe reads.
+    store : Store, optional
+    paper : bool
+        The exact setting of the recipe's paper.
+    sample_rows : int
+        Most rows on which neurons are chosen.
+
+    Raises
+    ------
+    DataError
+        If what has to be held at once is more than the machine's memory.
+    ArgumentError, StoreError, ReadingError, RecipeError
+    """
+    if not sources:
+        return Fit(learning.fit(recipe, problem, [], paper), None, 0.0)
+    found = groups(recipe, sources)
+    names = [[block.name for block in group] for group in found]
+    blocks = list(dict.fromkeys(block for group in found for block in group))
+    run = _Reading(problem, sources, store)
+    if not learning.selects(recipe):
+        window = run.read(blocks)
+        outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper)
+        return Fit(outcome, window, run.seconds)
+    rows = draw(problem.targets, problem.folds, sample_rows, problem.seed)
+    window = run.read(blocks, rows)
+    selection = learning.select(recipe, replace(problem.take(rows), blocks=window.blocks), names, paper)
+    if len(rows) < problem.rows:
+        columns = selection.columns
+        window = run.read([replace(block, columns=columns[block.name]) for block in blocks if block.name in columns])
+    return Fit(learning.train(replace(problem, blocks=window.blocks), selection), window, run.seconds)
+
+
+class _Reading:
+    """Reads rows of a problem and takes the time."""
+
+    def __init__(self, problem: Problem, sources: "Mapping[int, Source]", store: "Store | None") -> None:
+        self.problem, self.sources, self.store, self.seconds = problem, sources, store, 0.0
+
+    def read(self, blocks: "Sequence[Block]", rows: np.ndarray | None = None) -> "Window":
+        """The blocks of all rows, or of some."""
+        from sonde.read.extract import read
+        from sonde.read.sources import prepare
+
+        started = time.perf_counter()
+        texts = list(self.problem.texts) if rows is None else [self.problem.texts[row] for row in rows]
+        self._check_memory(len(texts), blocks)
+        prepare(len(texts), self.sources, blocks, self.store, texts=texts)
+        window = read(texts, self.sources, blocks, self.store)
+        self.seconds += time.perf_counter() - started
+        return window
+
+    def _check_memory(self, rows: int, blocks: "Sequence[Block]") -> None:
+        widths = [
+            self.sources[b.backbone].backbone.width(b.site) if b.columns is None else len(b.columns) for b in blocks
+        ]
+        needed, there = 4 * rows * sum(widths), memory_bytes()  # float32
+        if needed > there:
+            raise DataError(
+                f"The activations of {rows:,} rows in {len(blocks)} blocks ({sum(widths):,} numbers a row) take "
+                f"{needed / 1e9:.1f} GB at once; this machine has {there / 1e9:.1f} GB. Give fewer rows, a recipe that "
+                "reads less (sonde recipes), or for stc fewer rows to choose neurons on (sample_rows)."
+            )
+
+    def _width(self, block: "Block") -> int:
+        backbone = self.sources[block.backbone].backbone
+        return backbone.width(block.site) if block.columns is None else len(block.columns)
+
+
+def memory_bytes() -> int:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,169 @@
+"""Sparsify-then-Classify, first half: how many neurons of how many layers are kept, chosen on some of the rows.
+
+    select       a problem and the blocks of all layers -> Selection: neurons by probes, eta and k by folds
+    Selection    the neurons that each fold keeps
+    narrow       a problem -> the same with the kept neurons alone
+
+Neurons are chosen by the probes of each fold, so that no fold's head reads neurons that were picked with the help of
+rows it is judged on. What is kept is told by the probes of a bounded sample: the rest of the rows are then read for
+these neurons alone.
+
+Source: Sparsify-then-Classify (arXiv 2311.15983), steps 3 and 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from sonde.errors import ArgumentError, DataError
+from sonde.learn import logistic
+from sonde.learn.problem import Problem
+from sonde.learn.selection import ETAS, Ranking, depth, keep, rank
+from sonde.progress import tracked
+
+SEARCH_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # where the best is not among them, more features look better than they are
+# Every layer more is time at every prediction: it must lower the log loss by this fraction, as a part of a blend must,
+# and by one nat over all rows that choose: less is a matter of single rows.
+WORTH = 0.005
+PATIENCE = 2  # sets of neurons without a lower loss after which larger ones are not tried
+
+
+Kept = Mapping[str, Bool[np.ndarray, "fold _"]]
+"""Block name -> the neurons that each fold keeps; the last fold is the final model."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which neurons are kept."""
+
+    kept: Kept
+    """The blocks of which some are, shallowest first."""
+    summary: dict[str, Any]
+    """eta, k, what was tried, what the probes said; JSON-able."""
+
+    @property
+    def columns(self) -> dict[str, tuple[int, ...]]:
+        """Block name -> the neurons that any fold keeps, ascending: what has to be read."""
+        return {name: tuple(np.flatnonzero(masks.any(axis=0)).tolist()) for name, masks in self.kept.items()}
+
+
+def select(
+    problem: Problem, names: Sequence[str], *, etas: Sequence[float] = ETAS, layers: int | None = None
+) -> Selection:
+    """Rank the neurons of every block, choose eta and k by folds.
+
+    Parameters
+    ----------
+    problem : Problem
+    names : sequence of str
+        Blocks at layers, of one or several backbones, sites and poolings.
+    etas : sequence of float
+        Shares of importance to try, above 0 and at most 1: from the smallest up, on all layers, until the out-of-fold
+        loss has stopped falling.
+    layers : int, optional
+        k: read this many layers; by default the fewest that are as good as any, within .5% of the loss or one nat in
+        all.
+
+    Raises
+    ------
+    ArgumentError
+        If eta is out of range, or k is beyond the model.
+    DataError
+        If no probe of any block has a weight: nothing in the layers tells the classes apart.
+    """
+    names = sorted(names, key=depth)
+    deepest = max(depth(name) for name in names)
+    if layers is not None and not 0 <= layers <= deepest:
+        raise ArgumentError(f"k is {layers}; the backbone has {deepest} layers: give 0 (embeddings only) to {deepest}.")
+    rankings = [rank(problem, name) for name in tracked(names, "probing", "blocks")]
+    if not any(ranking.importance[-1].any() for ranking in rankings):
+        raise DataError(
+            "No neuron of any layer tells the classes apart: every probe kept nothing. Are the labels right, and are "
+            "there enough rows of each class?"
+        )
+    search = _Search(problem, rankings)
+    eta, k = search.choose(sorted(etas), layers)
+    summary = {
+        "eta": eta,
+        "layers": k,
+        "sampled_rows": problem.rows,
+        "tried": search.tried,
+        "probes": {ranking.name: ranking.summary for ranking in rankings},
+    }
+    return Selection(search.kept(eta, k), summary)
+
+
+def narrow(problem: Problem, kept: Kept) -> tuple[Problem, Kept]:
+    """The problem with the neurons that any fold keeps, and which of these each keeps.
+
+    Blocks may hold all neurons, or already just these.
+    """
+    blocks, masks = {}, {}
+    for name, own in kept.items():
+        used = np.flatnonzero(own.any(axis=0))
+        block = problem.blocks[name]
+        blocks[name] = block[:, used] if block.shape[1] == own.shape[1] else block  # row kept
+        assert blocks[name].shape[1] == len(used), "a block has other columns"
+        masks[name] = own[:, used]  # fold kept
+    return replace(problem, blocks=blocks), masks
+
+
+class _Search:
+    """Out-of-fold losses of heads for some eta and k."""
+
+    def __init__(self, problem: Problem, rankings: Sequence[Ranking]) -> None:
+        self.problem, self.rankings = problem, rankings
+        self.tried: list[dict[str, float]] = []
+
+    def choose(self, etas: Sequence[float], layers: int | None) -> tuple[float, int]:
+        """The share of all layers with the lowest loss, then the fewest layers that are as good."""
+        depths = sorted({depth(ranking.name) for ranking in self.rankings})
+        deepest = depths[-1] if layers is None else layers
+        if not self.problem.folds.choosing.any():
+            return etas[-1], deepest
+        eta, lowest = self._share(etas, deepest)
+        if layers is not None:
+            return eta, layers
+        shallower = [(self.loss(eta, k), k) for k in tracked(depths[:-1], "choosing depth", "layers")]
+        by_depth = [*shallower, (lowest, deepest)]
+        lowest = min(loss for loss, _ in by_depth)
+        worth = max(WORTH * abs(lowest), 1 / int(self.problem.folds.choosing.sum()))
+        return eta, next(k for loss, k in by_depth if loss - lowest <= worth)
+
+    def _share(self, etas: Sequence[float], k: int) -> tuple[float, float]:
+        """The share with the lowest loss, and that loss."""
+        best, lowest, since, last = etas[-1], np.inf, 0, None
+        for eta in tracked(etas, "choosing eta", "shares"):
+            neurons = sum(int(masks.sum()) for masks in self.kept(eta, k).values())
+            if neurons == last:  # the same neurons tell nothing new, nor that the loss has stopped falling
+                continue
+            loss, last, since = self.loss(eta, k), neurons, since + 1
+            if loss < lowest:
+                best, lowest, since = eta, loss, 0
+            if since == PATIENCE:
+                break
+        return best, lowest
+
+    def loss(self, eta: float, k: int) -> float:
+        """Log loss (or minus macro F1, if that is aimed at) of rows that choose; infinity if nothing is kept."""
+        kept = self.kept(eta, k)
+        if not all(any(masks[fold].any() for masks in kept.values()) for fold in range(self.problem.folds.n_folds)):
+            return np.inf
+        few, masks = narrow(self.problem, kept)
+        path = logistic.choose(few, list(masks), grid=SEARCH_GRID, kept=masks)
+        losses = [one["log_loss"] if self.problem.metric == "accuracy" else -one["macro_f1"] for one in path]
+        best = path[int(np.argmin(losses))]
+        self.tried.append({"eta": eta, "layers": k, "log_loss": best["log_loss"], "macro_f1": best["macro_f1"]})
+        return float(min(losses))
+
+    def kept(self, eta: float, k: int) -> Kept:
+        """The neurons that each fold keeps of the blocks of the first k layers; blocks of which none is left out."""
+        masks = {
+            ranking.name: np.stack([keep(one, eta) for one in ranking.importance])  # fold feature
+            for ranking in self.rankings
+            if depth(ranking.name) <= k
+        }
+        return {name: mask for name, mask in masks.items() if mask.any()}
