@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde import fitting, saving
+from sonde import fitting, saving, scoring
 from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights
 from sonde.learn import abstention, calibration, conformal, learning, metrics
@@ -27,15 +27,13 @@ from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode_against
 from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
 from sonde.rows import Labelled, as_labelled, class_factors, is_matrix
+from sonde.scoring import Scores
 
 if TYPE_CHECKING:
     from sonde.read.blocks import Source
     from sonde.read.store import Store
 
 METRICS = ("accuracy", "macro_f1")
-
-CHUNK_ROWS = 4096
-"""Rows predicted together where nothing is read: bounds the sparse matrix of the lexical block."""
 
 
 class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -70,6 +68,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The exact setting of the recipe's paper instead of the default, for recipes that have one.
     sample_rows : int
         Most rows on which `stc` chooses neurons; all others are read for the chosen ones alone.
+    exit_loss : float, optional
+        With `stc`: let texts leave at several depths, as soon as they are sure enough, so that at most this share of
+        the metric is lost (.002 = .2 points). None: all are read equally deep.
 
     Attributes
     ----------
@@ -101,6 +102,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Any = 0,
         paper: bool = False,
         sample_rows: int = SAMPLE_ROWS,
+        exit_loss: float | None = None,
     ) -> None:
         self.recipe = recipe
         self.backbones = backbones
@@ -114,6 +116,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.paper = paper
         self.sample_rows = sample_rows
+        self.exit_loss = exit_loss
 
     # ---------------------------------------------------------------- fit
 
@@ -143,7 +146,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         problem = Problem({}, both.texts, both.targets, weights, folds, metric, seed)
         sources, store = self._open_for(recipe)
-        done = fitting.fit(recipe, problem, sources, store, paper=self.paper, sample_rows=self.sample_rows)
+        done = fitting.fit(
+            recipe, problem, sources, store, paper=self.paper, sample_rows=self.sample_rows, exit_loss=self.exit_loss
+        )
         outcome, window = done.outcome, done.window
         if window:
             warn_lost(window)
@@ -175,6 +180,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             or self.sample_rows < 1
         ):
             raise ArgumentError(f"sample_rows is {self.sample_rows!r}; it must be a whole number of at least 1.")
+        self._check_exits(recipe)
         if self.paper and not recipe.has_paper_setting:
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
         if isinstance(self.class_weight, str):
@@ -182,6 +188,22 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         elif not isinstance(self.class_weight, Mapping | None):
             raise ArgumentError(f"class_weight is {self.class_weight!r:.60}; it must be 'balanced', a dict or None.")
         return recipe
+
+    def _check_exits(self, recipe: Recipe) -> None:
+        loss = self.exit_loss
+        if loss is None:
+            return
+        if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss < 1:
+            raise ArgumentError(
+                f"exit_loss (--exit-loss) is {loss!r}; it is the share of accuracy that may be lost, such as 0.002: "
+                "from 0 to below 1, or None for no early exits."
+            )
+        if not learning.selects(recipe):
+            raise RecipeError(
+                f"The recipe {recipe.name!r} has no early exits; leave out exit_loss (--exit-loss), or use stc."
+            )
+        if len(backbone_names(self.backbones)) > 1:
+            raise RecipeError("Early exits take one backbone; give one, or leave out exit_loss (--exit-loss).")
 
     def _with_validation(self, train: Labelled, validation: Any, seed: int) -> tuple[Labelled, Folds]:
         if validation is None:
@@ -368,35 +390,22 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return decided.astype(np.int64)
         return [self.classes_[row].tolist() for row in decided]
 
-    def stream(self, texts: list[str]) -> Iterator[tuple[Float[np.ndarray, "row class"], int]]:
-        """Windows of texts that `as_texts` has checked -> (probabilities, truncated rows)."""
-        for logits, lost in self._windows(texts):
-            yield calibration.to_probabilities(logits / self.temperature_, self.multilabel_), lost
+    def stream(self, texts: list[str]) -> Iterator[Scores]:
+        """Windows of texts that `as_texts` has checked -> their logits over temperature, in windows."""
+        sources, store = self.sources(), None
+        if sources:
+            from sonde.read.sources import open_store
+
+            store = open_store(self.cache)
+        for part in scoring.score(self.model_, texts, sources, store):
+            yield replace(part, logits=(part.logits / np.float32(self.temperature_)).astype(np.float32))
 
     def _scaled_logits(self, texts: Any) -> Float32[np.ndarray, "row class"]:
         check_is_fitted(self, "classes_")
-        rows = as_texts(texts)
-        parts = list(self._windows(rows))
-        lost = sum(truncated for _, truncated in parts)
-        warn_truncated(lost)
+        parts = list(self.stream(as_texts(texts)))
+        warn_truncated(sum(part.truncated_rows for part in parts))
         empty = np.empty((0, len(self.classes_)), dtype=np.float32)
-        logits = np.concatenate([empty, *(part for part, _ in parts)])  # row class
-        return (logits / np.float32(self.temperature_)).astype(np.float32)
-
-    def _windows(self, texts: list[str]) -> Iterator[tuple[Float32[np.ndarray, "row class"], int]]:
-        if not self.model_.needs:
-            for start in range(0, len(texts), CHUNK_ROWS):
-                yield self.model_.logits({}, texts[start : start + CHUNK_ROWS]), 0
-            return
-        from sonde.read.extract import extract
-        from sonde.read.sources import block_of, open_store
-
-        sources = self._fitted_sources()
-        columns = {name: tuple(own.tolist()) for name, own in self.model_.columns.items()}
-        blocks = [replace(block_of(name, sources), columns=columns.get(name)) for name in self.model_.needs]
-        for window in extract(texts, sources, blocks, open_store(self.cache), total=len(texts)):
-            logits = self.model_.logits(window.blocks, texts[window.start : window.start + window.rows])
-            yield logits, int((window.lost > 0).any(axis=0).sum())
+        return np.concatenate([empty, *(part.logits for part in parts)])  # row class
 
     def _fitted_sources(self) -> dict[int, "Source"]:
         """The backbones that the model was trained on, compared with what it remembers of them."""

@@ -58,6 +58,7 @@ WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
 ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
 SAMPLE_HELP = "Most rows on which stc chooses neurons."
+EXIT_HELP = "With stc: texts leave at the layer that is sure, at this loss of accuracy (0.002)."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -103,6 +104,7 @@ def fit(
     metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
     seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
     sample_rows: Annotated[int, typer.Option("--sample-rows", help=SAMPLE_HELP)] = SAMPLE_ROWS,
+    exit_loss: Annotated[float | None, typer.Option("--exit-loss", help=EXIT_HELP)] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     cache: Cache = None,
@@ -131,6 +133,7 @@ def fit(
             random_state=seed,
             paper=paper,
             sample_rows=sample_rows,
+            exit_loss=exit_loss,
         )
         classifier.fit(texts, labels, validation=held)
         classifier.label_names_ = names

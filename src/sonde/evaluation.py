@@ -13,6 +13,7 @@ from sonde.errors import DataError, warn
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
 from sonde.learn.abstention import risk_coverage
+from sonde.learn.calibration import to_probabilities
 from sonde.learn.splitting import text_keys
 from sonde.learn.targets import encode_against, unseen
 
@@ -38,9 +39,9 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     -------
     dict
         `accuracy`, `macro_f1`, `log_loss` (nats), `ece` (15 equal-mass bins), `ece_95` (what a perfectly calibrated
-        model of the same confidences stays below in 95% of cases), `n`, `truncated_rows`, `per_class`; for models of
-        one label a text, `aurc` and `risk_coverage` (coverage, error, threshold at a few coverages); for multi-label
-        models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
+        model of the same confidences stays below in 95% of cases), `n`, `truncated_rows`, `mean_depth` (layers that a
+        text ran through), `per_class`; for models of one label a text, `aurc` and `risk_coverage` (coverage, error,
+        threshold at a few coverages); for multi-label models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
 
     Warns
     -----
@@ -61,8 +62,11 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     _warn_unseen(classifier, labels)
     _warn_known_texts(classifier, rows)
     parts = list(classifier.stream(rows))
-    probabilities = np.concatenate([part for part, _ in parts])  # row class
-    return _report(classifier, targets.indicator, probabilities, sum(lost for _, lost in parts))
+    logits = np.concatenate([part.logits for part in parts])  # row class
+    probabilities = to_probabilities(logits, classifier.multilabel_)
+    report = _report(classifier, targets.indicator, probabilities, sum(part.truncated_rows for part in parts))
+    report["mean_depth"] = float(np.concatenate([part.depths for part in parts]).mean())
+    return report
 
 
 def _report(

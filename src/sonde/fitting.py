@@ -47,6 +47,7 @@ def fit(
     *,
     paper: bool,
     sample_rows: int,
+    exit_loss: float | None = None,
 ) -> Fit:
     """Read and train.
 
@@ -62,6 +63,8 @@ def fit(
         The exact setting of the recipe's paper.
     sample_rows : int
         Most rows on which neurons are chosen.
+    exit_loss : float, optional
+        How much of the metric may be lost by letting rows leave early; None = none leaves.
 
     Raises
     ------
@@ -85,7 +88,8 @@ def fit(
     if len(rows) < problem.rows:
         columns = selection.columns
         window = run.read([replace(block, columns=columns[block.name]) for block in blocks if block.name in columns])
-    return Fit(learning.train(replace(problem, blocks=window.blocks), selection), window, run.seconds)
+    outcome = learning.train(replace(problem, blocks=window.blocks), selection, exit_loss)
+    return Fit(outcome, window, run.seconds)
 
 
 class _Reading:

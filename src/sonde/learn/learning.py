@@ -5,6 +5,7 @@ fit        a recipe on a problem
 selects    whether a recipe chooses neurons first, for which some of the rows are enough
 select     the neurons that it chooses
 train      the recipe on these neurons of all rows
+as_cascade a fitted model whose rows may leave early, as one
 describe   a fitted model -> its record
 restore    a record -> the fitted model it describes
 """
@@ -12,13 +13,14 @@ restore    a record -> the fitted model it describes
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sonde.errors import ModelError
 from sonde.learn.problem import Fitted, Outcome, Problem, Record
 from sonde.learn.recipes import Recipe
 
 if TYPE_CHECKING:
+    from sonde.learn.cascade import Cascade
     from sonde.learn.sparsify import Selection
 
 Groups = Sequence[Sequence[str]]
@@ -44,11 +46,19 @@ def select(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False
     return sparsify.select(problem, _all(groups), **settings)
 
 
-def train(problem: Problem, selection: "Selection") -> Outcome:
-    """Train on neurons that were chosen; the blocks of the problem may hold these alone."""
-    from sonde.learn import sparse
+def train(problem: Problem, selection: "Selection", exit_loss: float | None = None) -> Outcome:
+    """Train on neurons that were chosen; the blocks of the problem may hold these alone.
 
-    return sparse.train(problem, selection)
+    With `exit_loss` rows may leave at several depths, at that loss of the metric.
+    """
+    from sonde.learn import cascade, sparse
+
+    return sparse.train(problem, selection) if exit_loss is None else cascade.fit(problem, selection, exit_loss)
+
+
+def as_cascade(model: Fitted) -> "Cascade | None":
+    """The model, if its rows may leave at several depths."""
+    return cast("Cascade", model) if type(model).__name__ == "Cascade" else None
 
 
 def describe(model: Fitted) -> Record:
@@ -73,6 +83,7 @@ _HOMES = {
     "lexical": ("sonde.learn.lexical", "Lexical"),
     "fusion": ("sonde.learn.mlp", "FusionHead"),
     "sparse": ("sonde.learn.sparse", "Sparse"),
+    "cascade": ("sonde.learn.cascade", "Cascade"),
     "blend": ("sonde.learn.blend", "Blend"),
 }
 

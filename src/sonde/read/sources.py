@@ -4,6 +4,7 @@ open_sources   ids or paths -> backbones with their views
 open_store     the `cache` argument -> a Store or None
 expand_blocks  a site specification and a pooling -> the blocks of one source
 block_of       a block name -> the Block
+layers_run     how many layers run for some blocks
 prepare        make sure that the store can hold what is about to be read
 """
 
@@ -18,7 +19,7 @@ from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import estimate, outstanding
 from sonde.read.pooling import POOLINGS
-from sonde.read.sites import expand
+from sonde.read.sites import DECODER, MAIN, expand
 from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
 from sonde.read.view import DEFAULT_MAX_TOKENS, LONG_TEXT, View
 
@@ -109,6 +110,20 @@ def block_of(name: str, sources: Mapping[int, Source]) -> Block:
     index, site, *pooling = name.split("/")
     (place,) = expand(site, sources[int(index)].backbone.layers)
     return Block(int(index), place, "".join(pooling))
+
+
+def layers_run(blocks: Iterable[Block], sources: Mapping[int, Source]) -> int:
+    """Layers that a text runs through, of all backbones together: of each as many as its deepest block needs."""
+    deepest: dict[tuple[int, str], int] = {}
+    for block in blocks:
+        backbone = sources[block.backbone].backbone
+        site = backbone.sentence.site if block.site.kind == "sentence" else block.site
+        layer = backbone.layers[site.stack] if site.layer is None else site.layer
+        place = (block.backbone, site.stack)
+        deepest[place] = max(deepest.get(place, 0), layer)
+        if site.stack == DECODER:  # it reads what the whole encoder made
+            deepest[block.backbone, MAIN] = backbone.layers[MAIN]
+    return sum(deepest.values())
 
 
 def prepare(
