@@ -152,7 +152,10 @@ def test_evaluate_prints_the_figures(files: Path, run: Run) -> None:
 
 def test_evaluate_json_has_the_keys_of_the_contract(files: Path, run: Run) -> None:
     content = run("evaluate", files / "model", files / "test.csv", *EXACT, "--json").json
-    keys = {"accuracy", "macro_f1", "log_loss", "ece", "ece_95", "n", "truncated_rows", "mean_depth"} | {"per_class", "warnings"}
+    keys = {"accuracy", "macro_f1", "log_loss", "ece", "ece_95", "n", "truncated_rows", "mean_depth"} | {
+        "per_class",
+        "warnings",
+    }
     assert content.keys() == keys | {"aurc", "risk_coverage"} and content["n"] == 45
     assert content["risk_coverage"][0].keys() == {"coverage", "error", "threshold"}
     assert content["per_class"][0].keys() == {"label", "precision", "recall", "f1", "support"}

@@ -5,7 +5,8 @@ import pytest
 import tiny
 from samples import make, worded
 
-from sonde.errors import RecipeError
+from sonde.classifier import TextClassifier
+from sonde.errors import ArgumentError, RecipeError
 from sonde.learn import learning
 from sonde.learn.recipes import RECIPES, Reads, find
 
@@ -126,3 +127,45 @@ def test_learners_come_back_from_their_records(recipe: str) -> None:
     assert type(again) is type(model) and again.needs == model.needs and again.reads_text == model.reads_text
     second = learning.describe(again)
     assert second.settings == record.settings and second.arrays.keys() == record.arrays.keys()
+
+
+# Other sites and poolings
+
+
+def read_by(recipe: str, **settings: object) -> list[tuple[str, str]]:
+    return [(reads.site, reads.pooling) for reads in find(recipe).reading(**settings).reads]  # type: ignore[arg-type]
+
+
+def test_sites_and_poolings_replace_those_of_the_recipe() -> None:
+    assert read_by("stc", sites=None, poolings=("last",)) == [("hidden.*", "last"), ("ffn.*", "last")]
+    assert read_by("linear", sites=("hidden.1", "ffn.2"), poolings=None) == [("hidden.1", "mean"), ("ffn.2", "mean")]
+    both = read_by("auto", sites=("ffn.*", "hidden.0"), poolings=("mean", "max"))
+    assert both == [("ffn.*", "mean"), ("ffn.*", "max"), ("hidden.0", "mean"), ("hidden.0", "max")]
+    assert find("stc").reading(None, None) is find("stc")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "sentence"),
+    [
+        ("lexical", {"sites": ("hidden.*",)}, "'lexical' reads no layers; leave out sites and poolings"),
+        ("llmembed-2", {"poolings": ("max",)}, "'llmembed-2' reads what its paper says of each backbone; leave out"),
+        ("stc", {"sites": ("sentence",)}, "'stc' chooses neurons of layers; sites is .* but must name hidden or ffn"),
+    ],
+)
+def test_recipes_whose_blocks_cannot_be_chosen_say_so(recipe: str, settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        TextClassifier(recipe, **settings).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["hidden.*", (), (1,), 3])
+def test_sites_are_a_tuple_of_names(given: object) -> None:
+    with pytest.raises(ArgumentError, match=r"sites is .*; give a tuple of names, such as \('hidden"):
+        TextClassifier("linear", sites=given).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
+
+
+def test_a_model_reads_the_sites_it_was_asked_to() -> None:
+    model = (str(tiny.build("bert")),)
+    classifier = TextClassifier("linear", model, cache=None, sites=("ffn.2", "hidden.0"), poolings=("max",))
+    assert classifier.fit(TEXTS, LABELS).model_.needs == ("0/ffn.2/max", "0/hidden.0/max")
+    one = TextClassifier("stc", model, cache=None, sites=("ffn.*",), poolings=("last",)).fit(TEXTS, LABELS)
+    assert all("ffn" in name and name.endswith("/last") for name in one.model_.needs)

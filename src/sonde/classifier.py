@@ -71,6 +71,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     exit_loss : float, optional
         With `stc`: let texts leave at several depths, as soon as they are sure enough, so that at most this share of
         the metric is lost (.002 = .2 points). None: all are read equally deep.
+    sites, poolings : tuple of str, optional
+        Instead of those of the recipe (`auto`, `linear`, `stc`): every pooling is taken at every site, such as
+        `("hidden.*", "ffn.*")` and `("mean", "last")`.
 
     Attributes
     ----------
@@ -103,6 +106,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         paper: bool = False,
         sample_rows: int = SAMPLE_ROWS,
         exit_loss: float | None = None,
+        sites: tuple[str, ...] | None = None,
+        poolings: tuple[str, ...] | None = None,
     ) -> None:
         self.recipe = recipe
         self.backbones = backbones
@@ -117,6 +122,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.paper = paper
         self.sample_rows = sample_rows
         self.exit_loss = exit_loss
+        self.sites = sites
+        self.poolings = poolings
 
     # ---------------------------------------------------------------- fit
 
@@ -172,7 +179,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _check_arguments(self) -> Recipe:
-        recipe = find(self.recipe)
+        recipe = find(self.recipe).reading(self.sites, self.poolings)
         choose("metric", self.metric, METRICS)
         if (
             isinstance(self.sample_rows, bool)

@@ -59,6 +59,8 @@ ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
 SAMPLE_HELP = "Most rows on which stc chooses neurons."
 EXIT_HELP = "With stc: texts leave at the layer that is sure, at this loss of accuracy (0.002)."
+SITE_HELP = "Read these instead of the recipe's sites: hidden.*, ffn.3; repeatable."
+POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeatable."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -98,6 +100,8 @@ def fit(
     recipe: Annotated[str, typer.Option("--recipe", help="See `sonde recipes`.")] = "auto",
     paper: Annotated[bool, typer.Option("--paper", help="The exact setting of the recipe's paper.")] = False,
     backbone: Backbones = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help=SITE_HELP)] = None,
+    pooling: Annotated[list[str] | None, typer.Option("--pooling", help=POOLING_HELP)] = None,
     max_tokens: MaxTokens = None,
     long_text: Long = LongText.cut,
     class_weight: Annotated[str | None, typer.Option("--class-weight", help=WEIGHT_HELP)] = None,
@@ -134,6 +138,8 @@ def fit(
             paper=paper,
             sample_rows=sample_rows,
             exit_loss=exit_loss,
+            sites=tuple(site) if site else None,
+            poolings=tuple(pooling) if pooling else None,
         )
         classifier.fit(texts, labels, validation=held)
         classifier.label_names_ = names

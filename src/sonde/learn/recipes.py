@@ -9,11 +9,11 @@
 A recipe is read by `classifier` (which turns `Reads` into blocks of real backbones) and by `learning` (which trains).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sonde.errors import RecipeError, choose
+from sonde.errors import ArgumentError, RecipeError, choose
 
 LLMEMBED_DEPTHS = 5
 """LLMEmbed, section 3.2: the embeddings of the last five blocks of the deep backbone."""
@@ -58,6 +58,36 @@ class Recipe:
     """Whether `paper=True` asks for something else than the default."""
     needed_backbones: int = 1
     """Fewest backbones that it works with."""
+
+    def reading(self, sites: Sequence[str] | None, poolings: Sequence[str] | None) -> "Recipe":
+        """The same recipe on other sites or poolings of each backbone: every pooling at every site.
+
+        Raises
+        ------
+        RecipeError
+            If it reads no backbone, or its backbones have roles.
+        ArgumentError
+            If these are no names.
+        """
+        if sites is None and poolings is None:
+            return self
+        for what, given in (("sites", sites), ("poolings", poolings)):
+            names = isinstance(given, Sequence) and not isinstance(given, str) and all(type(x) is str for x in given)
+            if given is not None and not (names and given):
+                raise ArgumentError(f"{what} is {given!r:.80}; give a tuple of names, such as {_NAMED[what]}.")
+        if not self.reads or any(reads.backbone is not None for reads in self.reads):
+            why = "reads no layers" if not self.reads else "reads what its paper says of each backbone"
+            raise RecipeError(f"The recipe {self.name!r} {why}; leave out sites and poolings (--site, --pooling).")
+        if self.learner == "sparse" and not all("hidden." in site or "ffn." in site for site in sites or ("hidden.*",)):
+            raise RecipeError(
+                f"The recipe {self.name!r} chooses neurons of layers; sites is {sites!r}, but must name hidden or ffn."
+            )
+        wanted_sites = dict.fromkeys(sites or (reads.site for reads in self.reads))
+        wanted = dict.fromkeys(poolings or (reads.pooling for reads in self.reads))
+        return replace(self, reads=tuple(Reads(None, site, pooling) for site in wanted_sites for pooling in wanted))
+
+
+_NAMED = {"sites": "('hidden.*', 'ffn.*')", "poolings": "('mean', 'max')"}
 
 
 def find(name: object) -> Recipe:
