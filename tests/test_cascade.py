@@ -179,12 +179,12 @@ def test_a_cascade_answers_as_if_all_had_been_read(name: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("given", [-0.1, 1, "much", True, math.nan])
 def test_what_may_be_lost_is_a_share(given: object) -> None:
-    with pytest.raises(ArgumentError, match=r"exit_loss \(--exit-loss\) is .*; it is the share of accuracy"):
+    with pytest.raises(ArgumentError, match=r"exit_loss is .*; it must be the share of accuracy"):
         TextClassifier("stc", exit_loss=given).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
 
 
 def test_exits_are_of_stc_and_one_backbone() -> None:
-    with pytest.raises(RecipeError, match="'linear' has no early exits; leave out exit_loss"):
+    with pytest.raises(RecipeError, match="'linear' chooses no neurons; leave out exit_loss, or use stc"):
         TextClassifier("linear", exit_loss=0.1).fit(["a", "b"], ["a", "b"])
     with pytest.raises(RecipeError, match="Early exits take one backbone"):
         TextClassifier("stc", ("one", "two"), exit_loss=0.1).fit(["a", "b"], ["a", "b"])

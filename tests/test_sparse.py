@@ -254,3 +254,28 @@ def test_the_recipe_reads_no_deeper_than_it_needs(texts: list[str], tmp_path) ->
     classifier.save(tmp_path / "model")
     again = load(tmp_path / "model")
     np.testing.assert_allclose(again.predict_proba(texts), classifier.predict_proba(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"eta": 0}, "eta is 0; it must be the share of importance that is kept, above 0 and at most 1"),
+        ({"eta": 1.5}, "eta is 1.5; it must be"),
+        ({"eta": "much"}, "eta is 'much'; it must be"),
+        ({"layers": -1}, "layers is -1; it must be how many layers are read, a whole number of at least 0"),
+        ({"layers": 2.0}, "layers is 2.0; it must be"),
+    ],
+)
+def test_eta_and_layers_are_judged_before_anything_is_read(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=sentence):
+        TextClassifier("stc", ("nowhere",), **settings).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
+
+
+def test_eta_and_layers_are_what_the_user_says() -> None:
+    backbone, labels = (str(tiny.build("bert")),), ["a", "b"] * 20
+    texts = [f"{tiny.SENTENCES[i % 5]} {'good' if i % 2 else 'cold'}" for i in range(40)]
+    settings: dict[str, object] = {"cache": None, "dtype": "float32"}
+    found = TextClassifier("stc", backbone, eta=0.3, layers=1, **settings).fit(texts, labels).summary_["learner"]  # type: ignore[arg-type]
+    assert found["eta"] == 0.3 and found["layers"] == 1
+    with pytest.raises(ArgumentError, match=r"k is 4; the backbone has 3 layers: give 0 \(embeddings only\) to 3"):
+        TextClassifier("stc", backbone, layers=4, **settings).fit(texts, labels)  # type: ignore[arg-type]

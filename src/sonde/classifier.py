@@ -22,7 +22,7 @@ from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choo
 from sonde.inputs import as_texts, as_weights
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
-from sonde.learn.recipes import SAMPLE_ROWS, Recipe, find
+from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode_against
 from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
@@ -68,6 +68,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The exact setting of the recipe's paper instead of the default, for recipes that have one.
     sample_rows : int
         Most rows on which `stc` chooses neurons; all others are read for the chosen ones alone.
+    eta : float, optional
+        With `stc`: the share of each layer's importance whose neurons are kept, above 0 and at most 1. None: chosen
+        out of fold.
+    layers : int, optional
+        With `stc`: how many layers are read. None: the fewest that are as good as any, out of fold.
     exit_loss : float, optional
         With `stc`: let texts leave at several depths, as soon as they are sure enough, so that at most this share of
         the metric is lost (.002 = .2 points). None: all are read equally deep.
@@ -105,6 +110,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Any = 0,
         paper: bool = False,
         sample_rows: int = SAMPLE_ROWS,
+        eta: float | None = None,
+        layers: int | None = None,
         exit_loss: float | None = None,
         sites: tuple[str, ...] | None = None,
         poolings: tuple[str, ...] | None = None,
@@ -121,6 +128,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.paper = paper
         self.sample_rows = sample_rows
+        self.eta = eta
+        self.layers = layers
         self.exit_loss = exit_loss
         self.sites = sites
         self.poolings = poolings
@@ -153,9 +162,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         problem = Problem({}, both.texts, both.targets, weights, folds, metric, seed)
         sources, store = self._open_for(recipe)
-        done = fitting.fit(
-            recipe, problem, sources, store, paper=self.paper, sample_rows=self.sample_rows, exit_loss=self.exit_loss
-        )
+        done = fitting.fit(recipe, problem, sources, store, paper=self.paper, sparsity=self._sparsity())
         outcome, window = done.outcome, done.window
         if window:
             warn_lost(window)
@@ -181,13 +188,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_arguments(self) -> Recipe:
         recipe = find(self.recipe).reading(self.sites, self.poolings)
         choose("metric", self.metric, METRICS)
-        if (
-            isinstance(self.sample_rows, bool)
-            or not isinstance(self.sample_rows, int | np.integer)
-            or self.sample_rows < 1
-        ):
-            raise ArgumentError(f"sample_rows is {self.sample_rows!r}; it must be a whole number of at least 1.")
-        self._check_exits(recipe)
+        self._sparsity().check(recipe, len(backbone_names(self.backbones)))
         if self.paper and not recipe.has_paper_setting:
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
         if isinstance(self.class_weight, str):
@@ -196,21 +197,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ArgumentError(f"class_weight is {self.class_weight!r:.60}; it must be 'balanced', a dict or None.")
         return recipe
 
-    def _check_exits(self, recipe: Recipe) -> None:
-        loss = self.exit_loss
-        if loss is None:
-            return
-        if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss < 1:
-            raise ArgumentError(
-                f"exit_loss (--exit-loss) is {loss!r}; it is the share of accuracy that may be lost, such as 0.002: "
-                "from 0 to below 1, or None for no early exits."
-            )
-        if not learning.selects(recipe):
-            raise RecipeError(
-                f"The recipe {recipe.name!r} has no early exits; leave out exit_loss (--exit-loss), or use stc."
-            )
-        if len(backbone_names(self.backbones)) > 1:
-            raise RecipeError("Early exits take one backbone; give one, or leave out exit_loss (--exit-loss).")
+    def _sparsity(self) -> Sparsity:
+        return Sparsity(self.sample_rows, self.eta, self.layers, self.exit_loss)
 
     def _with_validation(self, train: Labelled, validation: Any, seed: int) -> tuple[Labelled, Folds]:
         if validation is None:

@@ -58,6 +58,8 @@ WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
 ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
 SAMPLE_HELP = "Most rows on which stc chooses neurons."
+ETA_HELP = "With stc: share of a layer's importance that is kept, instead of the best out of fold."
+LAYERS_HELP = "With stc: layers that are read, instead of the fewest that are as good as any."
 EXIT_HELP = "With stc: texts leave at the layer that is sure, at this loss of accuracy (0.002)."
 SITE_HELP = "Read these instead of the recipe's sites: hidden.*, ffn.3; repeatable."
 POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeatable."
@@ -108,6 +110,8 @@ def fit(
     metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
     seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
     sample_rows: Annotated[int, typer.Option("--sample-rows", help=SAMPLE_HELP)] = SAMPLE_ROWS,
+    eta: Annotated[float | None, typer.Option("--eta", help=ETA_HELP)] = None,
+    layers: Annotated[int | None, typer.Option("--layers", help=LAYERS_HELP)] = None,
     exit_loss: Annotated[float | None, typer.Option("--exit-loss", help=EXIT_HELP)] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -137,6 +141,8 @@ def fit(
             random_state=seed,
             paper=paper,
             sample_rows=sample_rows,
+            eta=eta,
+            layers=layers,
             exit_loss=exit_loss,
             sites=tuple(site) if site else None,
             poolings=tuple(pooling) if pooling else None,

@@ -18,7 +18,7 @@ import numpy as np
 from sonde.errors import DataError
 from sonde.learn import learning
 from sonde.learn.problem import Outcome, Problem
-from sonde.learn.recipes import Recipe
+from sonde.learn.recipes import Recipe, Sparsity
 from sonde.learn.splitting import draw
 from sonde.plan import groups
 
@@ -46,8 +46,7 @@ def fit(
     store: "Store | None",
     *,
     paper: bool,
-    sample_rows: int,
-    exit_loss: float | None = None,
+    sparsity: Sparsity,
 ) -> Fit:
     """Read and train.
 
@@ -61,10 +60,8 @@ def fit(
     store : Store, optional
     paper : bool
         The exact setting of the recipe's paper.
-    sample_rows : int
-        Most rows on which neurons are chosen.
-    exit_loss : float, optional
-        How much of the metric may be lost by letting rows leave early; None = none leaves.
+    sparsity : Sparsity
+        How neurons are chosen, by recipes that do.
 
     Raises
     ------
@@ -82,13 +79,14 @@ def fit(
         window = run.read(blocks)
         outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper)
         return Fit(outcome, window, run.seconds)
-    rows = draw(problem.targets, problem.folds, sample_rows, problem.seed)
+    rows = draw(problem.targets, problem.folds, sparsity.sample_rows, problem.seed)
     window = run.read(blocks, rows)
-    selection = learning.select(recipe, replace(problem.take(rows), blocks=window.blocks), names, paper)
+    sample = replace(problem.take(rows), blocks=window.blocks)
+    selection = learning.select(recipe, sample, names, sparsity, paper)
     if len(rows) < problem.rows:
         columns = selection.columns
         window = run.read([replace(block, columns=columns[block.name]) for block in blocks if block.name in columns])
-    outcome = learning.train(replace(problem, blocks=window.blocks), selection, exit_loss)
+    outcome = learning.train(replace(problem, blocks=window.blocks), selection, sparsity.exit_loss)
     return Fit(outcome, window, run.seconds)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sonde.errors import ModelError
 from sonde.learn.problem import Fitted, Outcome, Problem, Record
-from sonde.learn.recipes import Recipe
+from sonde.learn.recipes import Recipe, Sparsity
 
 if TYPE_CHECKING:
     from sonde.learn.cascade import Cascade
@@ -38,11 +38,14 @@ def selects(recipe: Recipe) -> bool:
     return recipe.learner == "sparse"
 
 
-def select(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False) -> "Selection":
+def select(recipe: Recipe, problem: Problem, groups: Groups, sparsity: Sparsity, paper: bool = False) -> "Selection":
     """Choose neurons on a problem, commonly a sample of the rows."""
     from sonde.learn import sparsify
 
     settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
+    settings["layers"] = sparsity.layers
+    if sparsity.eta is not None:
+        settings["etas"] = (sparsity.eta,)
     return sparsify.select(problem, _all(groups), **settings)
 
 

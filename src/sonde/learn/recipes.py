@@ -3,13 +3,14 @@
     Recipe      name, what it reads, what it trains
     Reads       blocks of one backbone: a site specification and a pooling
     RECIPES     name -> Recipe
-    SAMPLE_ROWS rows on which neurons are chosen
+    Sparsity    what a user says of recipes that choose neurons
+    SAMPLE_ROWS rows on which they do
     find        a name -> its recipe, or a sentence that lists them
 
 A recipe is read by `classifier` (which turns `Reads` into blocks of real backbones) and by `learning` (which trains).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +88,59 @@ class Recipe:
         return replace(self, reads=tuple(Reads(None, site, pooling) for site in wanted_sites for pooling in wanted))
 
 
+@dataclass(frozen=True)
+class Sparsity:
+    """What a user says of recipes that choose neurons."""
+
+    sample_rows: int = SAMPLE_ROWS
+    """Most rows on which they are chosen."""
+    eta: float | None = None
+    """The share of importance that is kept; None: chosen out of fold."""
+    layers: int | None = None
+    """k, how many layers are read; None: chosen out of fold."""
+    exit_loss: float | None = None
+    """How much of the metric may be lost by rows that leave early; None: none does."""
+
+    def check(self, recipe: Recipe, backbones: int) -> None:
+        """Judge what can be judged before anything is read.
+
+        Raises
+        ------
+        ArgumentError
+            If a number is none, or out of its range.
+        RecipeError
+            If the recipe has no use for what was said.
+        """
+        for name, given, allowed in self._numbers():
+            if not allowed:
+                raise ArgumentError(f"{name} is {given!r}; it must be {_RANGES[name]}.")
+        said = [name for name in ("eta", "layers", "exit_loss") if getattr(self, name) is not None]
+        if said and recipe.learner != "sparse":
+            raise RecipeError(
+                f"The recipe {recipe.name!r} chooses no neurons; leave out {' and '.join(said)}, or use stc."
+            )
+        if self.exit_loss is not None and backbones > 1:
+            raise RecipeError("Early exits take one backbone; give one, or leave out exit_loss.")
+
+    def _numbers(self) -> Iterator[tuple[str, object, bool]]:
+        """Name, value, whether it is allowed."""
+        yield "sample_rows", self.sample_rows, _is_number(self.sample_rows, int) and self.sample_rows >= 1
+        yield "eta", self.eta, self.eta is None or (_is_number(self.eta, int, float) and 0 < self.eta <= 1)
+        yield "layers", self.layers, self.layers is None or (_is_number(self.layers, int) and self.layers >= 0)
+        loss = self.exit_loss
+        yield "exit_loss", loss, loss is None or (_is_number(loss, int, float) and 0 <= loss < 1)
+
+
+def _is_number(given: object, *kinds: type) -> bool:
+    return isinstance(given, kinds) and not isinstance(given, bool)
+
+
+_RANGES = {
+    "sample_rows": "a whole number of at least 1",
+    "eta": "the share of importance that is kept, above 0 and at most 1, or None",
+    "layers": "how many layers are read, a whole number of at least 0, or None",
+    "exit_loss": "the share of accuracy that may be lost, such as 0.002: from 0 to below 1, or None for no early exits",
+}
 _NAMED = {"sites": "('hidden.*', 'ffn.*')", "poolings": "('mean', 'max')"}
 
 
