@@ -71,7 +71,7 @@ def test_no_more_is_lost_out_of_fold_than_allowed() -> None:
         _, summary = fitted(problem, loss)
         exits = summary["exits"]
         assert isinstance(exits, dict)
-        assert exits["accuracy_of_deepest"] - exits["accuracy"] <= loss
+        assert exits["accuracy_of_each"][-1] - exits["accuracy"] <= loss + 1e-4  # these are rounded
         depths.append(exits["mean_depth"])
     assert depths == sorted(depths, reverse=True) and depths[-1] == 0, "where all may be lost, all leave at once"
     assert depths[0] > depths[2]

@@ -23,6 +23,5 @@ def _lazily(module: str) -> Callable[..., list[Path]]:
     return run
 
 
-BENCHES: dict[str, Callable[..., list[Path]]] = {
-    name: _lazily(name) for name in ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few")
-}
+_NAMES = ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few", "depth", "sample")
+BENCHES: dict[str, Callable[..., list[Path]]] = {name: _lazily(name) for name in _NAMES}

@@ -234,5 +234,5 @@ class _Search:
             "shares": [round(share, 4) for share in shares.tolist()],
             "mean_depth": mean_depth,
             metric: kept,
-            f"{metric}_of_deepest": whole,
+            f"{metric}_of_each": [round(measure(truth, one, weights), 4) for one in self.decided],
         }

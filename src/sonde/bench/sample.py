@@ -1,0 +1,94 @@
+"""How many rows are enough to choose neurons on: the measurement behind the default of `sample_rows`.
+
+run    fit stc on growing samples of each set; write docs/results/sample.{json,md}
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonde.bench import machine
+from sonde.bench.cells import Cells, write_page
+from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.machine import Stopwatch
+from sonde.classifier import TextClassifier
+from sonde.errors import SondeWarning
+from sonde.learn.recipes import SAMPLE_ROWS
+from sonde.plan import BUNDLE
+from sonde.progress import track
+
+RECIPE = "stc-hidden"
+BACKBONE = BUNDLE
+SIZES = (512, 1024, 2048, 4096, 8192, 16384)
+SETS = ("sst2", "imdb", "ag_news")
+"""Those with more rows than the largest sample."""
+TRAIN_ROWS = 17_000
+"""As many as the smallest of these sets has: one length for all columns."""
+
+
+def run(
+    *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
+) -> list[Path]:
+    """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
+    setting = {"recipe": RECIPE, "backbone": BACKBONE, "train_rows": TRAIN_ROWS, "limit": rows}
+    cells = Cells(Path(out) / "sample.json", setting)
+    names = [name for name in chosen(only) if name in SETS]
+    with track("samples", len(names) * len(SIZES), "fits") as advance:
+        for name in names:
+            train = read_split(data, name, "train").take(min(rows or TRAIN_ROWS, TRAIN_ROWS))
+            parts = [read_split(data, name, split) for split in SPLITS[name]]
+            texts = [text for part in parts for text in part.texts]
+            test = DataSet(texts, np.concatenate([part.labels for part in parts])).take(rows)
+            for size in SIZES:
+                if f"{name}|{size}" not in cells:
+                    cells.put(f"{name}|{size}", _cell(train, test, size, cache))
+                advance(1)
+    return write_page(cells.path, to_markdown(cells.content))
+
+
+def _cell(train: DataSet, test: DataSet, size: int, cache: Any) -> dict[str, Any]:
+    classifier = TextClassifier(RECIPE, (BACKBONE,), cache=cache, sample_rows=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SondeWarning)
+        watch = Stopwatch()
+        classifier.fit(train.texts, train.labels)
+        seconds = watch.read()
+        right = classifier.predict(test.texts) == test.labels
+    found: Any = classifier.summary_["learner"]
+    return {
+        "accuracy": round(float(right.mean()), 4),
+        "test_rows": len(test.texts),
+        "cpu_seconds": seconds["cpu_seconds"],
+        **{key: found[key] for key in ("eta", "layers", "neurons")},
+    }
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The whole page, from the JSON alone."""
+    setting, cells = content["setting"], content["cells"]
+    limit = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
+    names = list(dict.fromkeys(key.split("|")[0] for key in cells))
+    heads = ["rows to choose on", *(f"{TITLES[n]}: accuracy, neurons, layers, CPU seconds" for n in names)]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for size in SIZES:
+        lines.append(f"| {size:,} | {' | '.join(_shown(cells.get(f'{name}|{size}')) for name in names)} |")
+    parts = [
+        "# Rows to choose neurons on",
+        "Written by `sonde bench sample`; every figure comes from `sample.json` beside this page.",
+        machine.sentence(content["machine"]),
+        f"{limit}Recipe `{setting['recipe']}`, backbone {setting['backbone']}, {setting['train_rows']:,} training "
+        "rows: probes, eta and k see the sample, the head all rows. Seconds are those of the whole fit, reading from a store "
+        f"included. The default is {SAMPLE_ROWS:,}.",
+        "\n".join(lines),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    accuracy = f"{cell['accuracy']:.4f}".removeprefix("0")
+    return f"{accuracy}, {cell['neurons']}, {cell['layers']}, {cell['cpu_seconds']:.0f}"
