@@ -80,8 +80,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "Written by `sonde bench sample`; every figure comes from `sample.json` beside this page.",
         machine.sentence(content["machine"]),
         f"{limit}Recipe `{setting['recipe']}`, backbone {setting['backbone']}, {setting['train_rows']:,} training "
-        "rows: probes, eta and k see the sample, the head all rows. Seconds are those of the whole fit, reading from a store "
-        f"included. The default is {SAMPLE_ROWS:,}.",
+        "rows: probes, eta and k see the sample, the head all rows. Seconds are those of the whole fit, reading from a "
+        f"store included. The default is {SAMPLE_ROWS:,}.",
         "\n".join(lines),
     ]
     return "\n\n".join(parts) + "\n"
