@@ -1,11 +1,12 @@
 """Backbones: frozen transformers models with their tokenizers, read at sites.
 
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
-Backbone        a loaded model: what it has (layers, widths, positions), `read` and `read_tokens`
+Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_in_stages`
+                and `read_tokens`
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from sonde.errors import BackboneError, choose
 from sonde.precision import choose_device, choose_dtype
 from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
+from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
 from sonde.read.location import find_checkpoint
 from sonde.read.pooling import EVERY, POOLINGS
@@ -104,6 +106,7 @@ class Backbone:
         model.to(device)
         self._lock = threading.RLock()
         self._forward = Forward(model, _probe(self.tokenizer, device), name)
+        self._descent = Descent(self._forward)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
         self.max_positions = _max_positions(model)
@@ -197,16 +200,53 @@ class Backbone:
         if not wanted:
             return {}
         sources = {want: self._source(want) for want in wanted}
-        if attention_mask is not None:
-            assert not bool((attention_mask[:, 1:] & ~attention_mask[:, :-1]).any()), "pads stand on the right"
-            attention_mask = None if bool(attention_mask.all()) else attention_mask
-        ids, mask, real = (
-            None if given is None else given.to(self.device) for given in (input_ids, attention_mask, content)
-        )
-        assert ids is not None
+        ids, mask, real = self._on_device(input_ids, attention_mask, content)
         with self._lock, torch.inference_mode():
             taken = self._forward.run(ids, mask, real, set(sources.values()))
             return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
+
+    def read_in_stages(
+        self,
+        input_ids: Int[Tensor, "row token"],
+        attention_mask: Bool[Tensor, "row token"] | None,
+        content: Bool[Tensor, "row token"] | None,
+        stages: Sequence[Sequence[Wanted]],
+        goes_on: GoesOn,
+    ) -> Int[Tensor, " row"]:
+        """Run a batch whose rows leave on the way: later blocks run for the rows that go on, if any.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, content : (row, token)
+            As `read` takes them.
+        stages : sequence of sequence of (Site, pooling)
+            What each stage reads; a stage is as deep as its deepest site, and no shallower than the stage before.
+        goes_on : function
+            Called after each stage that a row reaches with the number of the stage, the rows that are still in
+            (int64, indices into the batch), and for each (Site, pooling) of this stage and those before it their
+            values as `read` returns them. Returns bool (row,): which of these rows go on; ignored after the last stage.
+
+        Returns
+        -------
+        (row,)
+            The last stage that each row reached, int64.
+
+        Raises
+        ------
+        BackboneError
+            As `read` does.
+        """
+        for site, pooling in dict.fromkeys(want for stage in stages for want in stage):
+            self.check(site, pooling)
+        ids, mask, real = self._on_device(input_ids, attention_mask, content)
+        sources = [[self._source(want) for want in stage] for stage in stages]
+
+        def answer(stage: int, rows: Tensor, taken: Mapping[Wanted, Tensor]) -> Tensor:
+            wanted = dict.fromkeys(want for before in stages[: stage + 1] for want in before)
+            return goes_on(stage, rows, {want: self._finish(want[0], taken[self._source(want)]) for want in wanted})
+
+        with self._lock, torch.inference_mode():
+            return self._descent.run(ids, mask, real, sources, answer)
 
     def read_tokens(
         self, input_ids: Int[Tensor, "row token"], sites: Sequence[Site]
@@ -237,6 +277,15 @@ class Backbone:
         with self._lock, torch.inference_mode():
             taken = self._forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
             return {site: (v if v.ndim == 3 else v[:, None]).cpu() for (site, _), v in taken.items()}
+
+    def _on_device(
+        self, ids: Tensor, mask: Tensor | None, content: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A batch where the model is; without its mask where no row has pads."""
+        if mask is not None:
+            assert not bool((mask[:, 1:] & ~mask[:, :-1]).any()), "pads stand on the right"
+            mask = None if bool(mask.all()) else mask.to(self.device)
+        return ids.to(self.device), mask, None if content is None else content.to(self.device)
 
     def _check_site(self, site: Site) -> None:
         if site.kind not in KINDS:

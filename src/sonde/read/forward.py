@@ -1,6 +1,8 @@
 """Forward passes: run a model once, only as deep as the deepest site, and pool on the way.
 
-Forward   a traced model: its stacks, whether it is causal, and `run`
+Forward      a traced model: its stacks, whether it is causal, and `run`
+last_hidden  the final hidden state in a model's output
+LEAK         how much other kernels may change, by floating type
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from sonde.read.truncation import cut, without_pooler
 Source = tuple[Site, str | None]
 """A site and a pooling; None for the pooler, which has no token axis."""
 _SAME = 1e-3  # relative: a truncated copy runs the same kernels, a wrong one differs in the first digit
-_LEAK = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+LEAK = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Relative change by pads above which they leak; other kernels alone give 1e-6 and, in bfloat16, up to 1e-2."""
 
 
@@ -55,11 +57,11 @@ class Forward:
         self.stacks: dict[str, Stack] = {}
         self.pooler_width: int | None = None
         self._shorter: dict[tuple[str, int], tuple[nn.Module, nn.Module]] = {}
-        self._probe = probe
+        self.probe = probe
         with torch.inference_mode():
             last = self._trace(probe, name)
             self.causal = self._is_causal(probe)
-            self.bears_pads = self._pads_change(probe, last) < _LEAK.get(last.dtype, 1e-2)
+            self.bears_pads = self._pads_change(probe, last) < LEAK.get(last.dtype, 1e-2)
 
     def run(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
@@ -89,12 +91,12 @@ class Forward:
         }
         stack = DECODER if any(site.stack == DECODER for site in poolings) else MAIN
         model, entry = self._shortest(stack, poolings)
-        inner = {site: self._place(site, stack, entry) for site in poolings if self._is_inside(site)}
+        inner = {site: self.place(site, stack, entry) for site in poolings if self._is_inside(site)}
         with Taps(inner, poolings, tokens) as taps:
-            output = self._call(model, ids, mask, stack)
+            output = self.call(model, ids, mask, stack)
         for site in poolings.keys() - inner.keys():
             if site.kind == "hidden":
-                taps.keep(site, _last_hidden(output, whole=stack == DECODER, of=site.stack))
+                taps.keep(site, last_hidden(output, whole=stack == DECODER, of=site.stack))
         taken: dict[Source, Tensor] = {(site, how): vectors for (site, how), vectors in taps.taken.items()}
         if any(site.kind == "pooler" for site in poolings):
             taken[Site(MAIN, "pooler"), None] = output.pooler_output.float()
@@ -104,7 +106,7 @@ class Forward:
         """Whether a hook reads the site; the last hidden state and the pooler are outputs of the model."""
         return site.kind == "ffn" or (site.kind == "hidden" and site.layer != self.stacks[site.stack].layers)
 
-    def _place(self, site: Site, run: str, entry: nn.Module) -> Place:
+    def place(self, site: Site, run: str, entry: nn.Module) -> Place:
         """Where a site lies in the model that runs the stack `run` and whose first block there is `entry`."""
         stack, layer = self.stacks[site.stack], site.layer
         assert layer is not None
@@ -130,19 +132,19 @@ class Forward:
         found = self.stacks[stack]
         if depth < found.layers:
             for root, entry in cut(self.model, found, depth):
-                model = self._main(root) if stack == MAIN else root
+                model = self.main_part(root) if stack == MAIN else root
                 if self._runs_right(model, entry, stack, depth):
                     return model, entry
         whole = without_pooler(self.model)
-        return (self._main(whole) if stack == MAIN else whole), found.blocks[0].module
+        return (self.main_part(whole) if stack == MAIN else whole), found.blocks[0].module
 
     def _runs_right(self, model: nn.Module, entry: nn.Module, stack: str, depth: int) -> bool:
         """Whether a truncated copy gives the traced text the hidden state that the whole model gave it."""
         site = Site(stack, "hidden", depth)
-        tokens = {stack: Tokens(1, self._probe.shape[1], None, None)}
+        tokens = {stack: Tokens(1, self.probe.shape[1], None, None)}
         try:
-            with Taps({site: self._place(site, stack, entry)}, {site: ["mean"]}, tokens) as taps:
-                self._call(model, self._probe, None, stack)
+            with Taps({site: self.place(site, stack, entry)}, {site: ["mean"]}, tokens) as taps:
+                self.call(model, self.probe, None, stack)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             return False
         found = taps.taken.get((site, "mean"))
@@ -151,11 +153,11 @@ class Forward:
             found[0].cpu(), expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())
         )
 
-    def _main(self, model: Any) -> Any:
+    def main_part(self, model: Any) -> Any:
         """The part of a model that runs the main stack alone."""
         return model.get_encoder() if self.has_decoder else model
 
-    def _call(self, model: Any, ids: Tensor, mask: Tensor | None, stack: str, **settings: Any) -> Any:
+    def call(self, model: Any, ids: Tensor, mask: Tensor | None, stack: str, **settings: Any) -> Any:
         """Run a model without a cache; causal stacks need no mask for pads on the right."""
         inputs: dict[str, Any] = {"input_ids": ids, "return_dict": True, **settings}
         if mask is not None and self.causal and not self.has_decoder:
@@ -178,7 +180,7 @@ class Forward:
         stack = DECODER if self.has_decoder else MAIN
         self.causal = False  # until it is known; the traced text has no pads
         with Trace(self.model) as trace:
-            output = self._call(self.model, probe, None, stack, output_hidden_states=True)
+            output = self.call(self.model, probe, None, stack, output_hidden_states=True)
         states = {MAIN: output.encoder_hidden_states, DECODER: output.decoder_hidden_states} if self.has_decoder else {
             MAIN: output.hidden_states
         }  # fmt: skip
@@ -187,33 +189,33 @@ class Forward:
             if not hidden_states:
                 raise BackboneError(f"hidden.* of {what} cannot be read: it returns no hidden states.")
             self.stacks[part] = find_stack(trace.calls, hidden_states, probe.shape[1], what)
-            if not torch.equal(_last_hidden(output, whole=self.has_decoder, of=part), hidden_states[-1]):
+            if not torch.equal(last_hidden(output, whole=self.has_decoder, of=part), hidden_states[-1]):
                 raise BackboneError(f"hidden.{len(hidden_states) - 1} of {what} is not its last output.")
         pooled = getattr(output, "pooler_output", None)
         self.pooler_width = None if pooled is None else pooled.shape[-1]
-        return _last_hidden(output, whole=self.has_decoder, of=stack)
+        return last_hidden(output, whole=self.has_decoder, of=stack)
 
     def _pads_change(self, probe: Tensor, last: Tensor) -> float:
         """By how much, relatively, pads on the right change the last hidden state of the real tokens."""
         padded = torch.cat([probe, probe.flip(1)], dim=1)
         mask = torch.arange(padded.shape[1], device=probe.device).unsqueeze(0) < probe.shape[1]
         stack = DECODER if self.has_decoder else MAIN
-        output = self._call(without_pooler(self.model), padded, mask, stack)
-        found = _last_hidden(output, whole=self.has_decoder, of=stack)[:, : probe.shape[1]]
+        output = self.call(without_pooler(self.model), padded, mask, stack)
+        found = last_hidden(output, whole=self.has_decoder, of=stack)[:, : probe.shape[1]]
         return float((found.float() - last.float()).norm() / last.float().norm().clamp(min=1e-12))
 
     def _is_causal(self, probe: Tensor) -> bool:
         """Whether a change of the last token leaves the main stack's earlier positions as they are."""
         changed = probe.clone()
         changed[0, -1] = probe[0, 0] if probe[0, 0] != probe[0, -1] else probe[0, 1]
-        model = self._main(without_pooler(self.model))
+        model = self.main_part(without_pooler(self.model))
         before, after = (
-            self._call(model, ids, None, MAIN).last_hidden_state[:, :-1].float() for ids in (probe, changed)
+            self.call(model, ids, None, MAIN).last_hidden_state[:, :-1].float() for ids in (probe, changed)
         )
         return torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(before.abs().max()))
 
 
-def _last_hidden(output: Any, whole: bool, of: str) -> Tensor:
+def last_hidden(output: Any, whole: bool, of: str) -> Tensor:
     """The final hidden state of a stack in the output of the whole model or of its main part alone."""
     hidden = output.encoder_last_hidden_state if whole and of == MAIN else output.last_hidden_state
     assert isinstance(hidden, Tensor)

@@ -44,6 +44,11 @@ class Tokens:
     content: Tensor | None
     """bool (row, token), True on content tokens; only `mean_content` needs it."""
 
+    def take(self, rows: Tensor) -> "Tokens":
+        """The tokens of some rows, by their indices."""
+        mask, content = (None if given is None else given[rows] for given in (self.mask, self.content))
+        return Tokens(len(rows), self.length, mask, content)
+
 
 class Taps:
     """Pool activations at sites of a model while it runs.
@@ -93,6 +98,11 @@ class Taps:
         hidden = hidden[:, : tokens.length]  # (row, token, dim): some models pad inside, on the right
         for how in self._poolings[site]:
             self.taken[site, how] = pool(hidden, tokens.mask, how, tokens.content)
+
+    def narrow(self, rows: Tensor) -> None:
+        """Go on with some rows, by their indices: of what was taken, and of what is still to come."""
+        self.taken = {want: vectors[rows] for want, vectors in self.taken.items()}
+        self._tokens = {stack: tokens.take(rows) for stack, tokens in self._tokens.items()}
 
     def _register(self, module: nn.Module, end: str, sites_by_call: dict[int, list[Site]]) -> RemovableHandle:
         calls = 0
