@@ -81,19 +81,16 @@ def _whole(model: Fitted, texts: list[str], sources: "Mapping[int, Source]", sto
 
 def _leaving(cascade: "Cascade", texts: list[str], sources: "Mapping[int, Source]") -> Iterator[Scores]:
     """Every text until it is sure enough."""
-    from sonde.progress import track
     from sonde.read.stages import read_in_stages
 
     ((_, source),) = sources.items()
     blocks = blocks_of(cascade, sources)
     stages = [[blocks[name] for name in names] for names in cascade.stages]
-    with track("reading", len(texts), "rows") as advance:
-        for start in range(0, len(texts), CHUNK_ROWS):
-            some = texts[start : start + CHUNK_ROWS]
-            run = _Run(cascade, len(some))
-            staged = read_in_stages(some, source, stages, run.goes_on)
-            advance(len(some))
-            yield Scores(run.logits, int((staged.lost > 0).sum()), cascade.depths[staged.reached])
+    for start in range(0, len(texts), CHUNK_ROWS):
+        some = texts[start : start + CHUNK_ROWS]
+        run = _Run(cascade, len(some))
+        staged = read_in_stages(some, source, stages, run.goes_on)
+        yield Scores(run.logits, int((staged.lost > 0).sum()), cascade.depths[staged.reached])
 
 
 class _Run:

@@ -4,6 +4,7 @@ extract   texts -> windows, streamed
 read      texts -> whole arrays
 estimate  bytes that texts take on disk
 outstanding  bytes that reading still adds to a store
+windows, window_rows  texts -> runs that are read together, and how long these are
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ def extract(
         store.write_header()
     start = 0
     with track("reading", total, "rows") as advance:
-        for window in _windows(texts, window_rows(sources, blocks)):
+        for window in windows(texts, window_rows(sources, blocks)):
             unique = list(dict.fromkeys(window))
             place = {text: row for row, text in enumerate(unique)}
             rows = np.array([place[text] for text in window])
@@ -146,7 +147,7 @@ def outstanding(
     if texts is None:
         return sum(max(r.bytes_of(kind, rows, together) - r.stored_bytes(kind), 0) for r, kind in places)
     missing = [0] * len(places)
-    for window in _windows(texts, together):
+    for window in windows(texts, together):
         keys = hash_texts(dict.fromkeys(window))
         missing = [n + reader.lacks(kind, keys) for n, (reader, kind) in zip(missing, places, strict=True)]
     return sum(r.bytes_of(kind, n, together) for n, (r, kind) in zip(missing, places, strict=True) if n)
@@ -161,7 +162,8 @@ def _kinds(
         yield from ((reader, source, kind) for kind in reader.wanted)
 
 
-def _windows(texts: Iterable[str], rows: int) -> Iterator[list[str]]:
+def windows(texts: Iterable[str], rows: int) -> Iterator[list[str]]:
+    """Cleaned texts in runs of at most `rows`, and of a bounded number of characters."""
     window: list[str] = []
     characters = 0
     for text in texts:

@@ -3,6 +3,7 @@
 Reader    texts -> the values of every block, and the number of tokens of each text
 Kind      values as the store knows them: a site, a pooling, some columns
 TOKENS    the kind that holds these numbers
+check_finite, unit   values without NaN, rows of length one
 """
 
 import hashlib
@@ -128,7 +129,7 @@ class Reader:
         for block, kind in self.blocks.items():
             array = values[kind].float().numpy()
             sentence = block.site.kind == "sentence" and self.source.backbone.sentence.normalise
-            blocks[block.name] = _unit(array) if sentence else array
+            blocks[block.name] = unit(array) if sentence else array
         return Part(blocks, counts)
 
     def bytes_of(self, kind: Kind, rows: int, window_rows: int) -> int:
@@ -205,7 +206,7 @@ class Reader:
         values: dict[Kind, Tensor] = {}
         if wanted:
             values = self._run(pieces, wanted)
-            _check_finite(values, pieces, first, backbone.name)
+            check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
             values = {kind: v.to(backbone.dtype) for kind, v in values.items()}
         values[TOKENS] = torch.from_numpy(np.stack([pieces.tokens, pieces.lost], axis=1).astype(np.int32))  # row 2
@@ -247,7 +248,8 @@ def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
     return torch.zeros((rows, values.shape[1])).index_add(0, owner, values * weight[:, None]) / total[:, None]
 
 
-def _check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[int, int], name: str) -> None:
+def check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[int, int], name: str) -> None:
+    """`ReadingError` if a value is not finite: it names the row, by `first`, and the site."""
     for kind, array in values.items():
         if bool(torch.isfinite(array).all()):
             continue
@@ -259,7 +261,7 @@ def _check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[
         )
 
 
-def _unit(array: np.ndarray) -> np.ndarray:
+def unit(array: np.ndarray) -> np.ndarray:
     """Rows of length one, as sentence-transformers' Normalize does."""
     length = np.linalg.norm(array, axis=1, keepdims=True)
     return np.asarray(array / np.maximum(length, 1e-12))

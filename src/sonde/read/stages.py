@@ -20,8 +20,8 @@ from sonde.progress import track
 from sonde.read.backbone import Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
-from sonde.read.extract import _windows, extract, window_rows
-from sonde.read.reader import Kind, _check_finite, _unit
+from sonde.read.extract import extract, window_rows, windows
+from sonde.read.reader import Kind, check_finite, unit
 from sonde.read.view import Pieces, clean, filler_id, tokenise
 
 GoesOn = Callable[[int, Int64[np.ndarray, " row"], dict[str, Float32[np.ndarray, "row dim"]]], Bool[np.ndarray, " row"]]
@@ -85,7 +85,7 @@ def read_in_stages(
     tokens, lost = np.zeros((2, len(roll.unique)), dtype=np.int64)
     start = 0
     with track("reading", len(roll.unique), "rows") as advance:
-        for window in _windows(roll.unique, window_rows({reading.index: source}, reading.blocks)):
+        for window in windows(roll.unique, window_rows({reading.index: source}, reading.blocks)):
             pieces = tokenise(window, source.backbone.tokenizer, source.view)
             stop = start + len(window)
             tokens[start:stop], lost[start:stop] = pieces.tokens, pieces.lost
@@ -175,7 +175,7 @@ class _Reading:
             numbers, blocks = owners[rows.numpy()], self._until(stage)
             first = {number: self._roll.first(number) for number in numbers.tolist()}
             read = {self._kinds[block]: values[_want(self._kinds[block])] for block in blocks}
-            _check_finite(read, replace(pieces, owner=numbers), first, backbone.name)
+            check_finite(read, replace(pieces, owner=numbers), first, backbone.name)
             arrays = {block.name: self._finish(block, read[self._kinds[block]]) for block in blocks}
             return torch.from_numpy(self._roll.ask(stage, numbers, arrays))
 
@@ -190,7 +190,7 @@ class _Reading:
         """Values as `extract` gives them: the block's columns, rounded as the backbone computes."""
         kept = self._kinds[block].take(values).to(self._source.backbone.dtype).float().numpy()
         sentence = block.site.kind == "sentence" and self._source.backbone.sentence.normalise
-        return _unit(kept) if sentence else kept
+        return unit(kept) if sentence else kept
 
 
 def _want(kind: Kind) -> Wanted:
