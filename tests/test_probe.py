@@ -104,9 +104,9 @@ def with_validation(labels: list[str], n_train: int, features: int = 12) -> Prob
 def test_models_of_a_validation_set_are_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, solved = with_validation(["a", "b", "c"] * 50, 120), []
 
-    def counted(objective: Any, metric: Any, theta: Any, *limits: Any) -> Any:
-        solved.append(theta.shape[1])
-        return minimise_l1(objective, metric, theta, *limits)
+    def counted(objective: Any, start: Any, *limits: Any) -> Any:
+        solved.append(start.theta.shape[1])
+        return minimise_l1(objective, start, *limits)
 
     monkeypatch.setattr(probe, "minimise_l1", counted)
     (step,) = probe.path(problem, NAME, grid=[1.0])
