@@ -124,3 +124,14 @@ def test_a_validation_set_is_held_out_whole_and_half_of_it_calibrates():
     assert folds.conformal[40:50].sum() == 5 and folds.conformal[50:].sum() == 3
     assert not folds.conformal[:40].any()
     assert (folds.choosing[40:] != folds.conformal[40:]).all()
+
+
+def test_some_of_the_folds_hold_out_what_they_did() -> None:
+    folds = make_folds([f"text {i}" for i in range(200)], encode(["a", "b"] * 100), seed=0)
+    some = folds.only([3, 1])
+    assert (
+        some.n_folds == 2 and (some.held_out(0) == folds.held_out(3)).all() and (some.train(1) == folds.train(1)).all()
+    )
+    others = ~(folds.held_out(3) | folds.held_out(1))
+    assert (some.held[others] == -1).all() and (some.choosing == (folds.choosing & ~others)).all()
+    assert folds.only([]).n_folds == 0 and (folds.only([]).held == -1).all()

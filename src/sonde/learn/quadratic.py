@@ -42,7 +42,8 @@ class Quadratics:
         """What the models with their penalty change from their start, (problem,) float64."""
         moved = theta - self.start
         smooth = moved * (self.gradient + self.times(moved) / 2)
-        return (smooth + self.bound * (theta.abs() - self.start.abs())).sum(dim=1, dtype=torch.float64)
+        changed = smooth + self.bound * (theta.abs() - self.start.abs())  # problem parameter
+        return changed.sum(dim=1, dtype=torch.float64)
 
     def residual(self, theta: Tensor) -> Tensor:
         """Length of the smallest subgradient, (problem,)."""

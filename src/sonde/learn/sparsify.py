@@ -22,9 +22,13 @@ from sonde.errors import ArgumentError, DataError
 from sonde.learn import logistic
 from sonde.learn.problem import Problem
 from sonde.learn.selection import ETAS, Ranking, depth, keep, rank
+from sonde.learn.splitting import Folds
 from sonde.progress import tracked
 
 SEARCH_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # where the best is not among them, more features look better than they are
+# Held-out rows on which eta and k are compared, at least: losses then differ by more than their noise, and each fold
+# more is as much work again.
+ENOUGH_ROWS = 1500
 # Every layer more is time at every prediction: it must lower the log loss by this fraction, as a part of a blend must,
 # and by one nat over all rows that choose: less is a matter of single rows.
 WORTH = 0.005
@@ -93,7 +97,7 @@ def select(
         "tried": search.tried,
         "probes": {ranking.name: ranking.summary for ranking in rankings},
     }
-    return Selection(search.kept(eta, k), summary)
+    return Selection(_kept(rankings, eta, k), summary)
 
 
 def narrow(problem: Problem, kept: Kept) -> tuple[Problem, Kept]:
@@ -115,7 +119,10 @@ class _Search:
     """Out-of-fold losses of heads for some eta and k."""
 
     def __init__(self, problem: Problem, rankings: Sequence[Ranking]) -> None:
-        self.problem, self.rankings = problem, rankings
+        asked = _enough_folds(problem.folds)
+        self.problem = replace(problem, folds=problem.folds.only(asked))
+        self.rankings = [replace(one, importance=one.importance[[*asked, -1]]) for one in rankings]
+        self.grid: Sequence[float] = SEARCH_GRID
         self.tried: list[dict[str, float]] = []
 
     def choose(self, etas: Sequence[float], layers: int | None) -> tuple[float, int]:
@@ -137,7 +144,7 @@ class _Search:
         """The share with the lowest loss, and that loss."""
         best, lowest, since, last = etas[-1], np.inf, 0, None
         for eta in tracked(etas, "choosing eta", "shares"):
-            neurons = sum(int(masks.sum()) for masks in self.kept(eta, k).values())
+            neurons = sum(int(masks.sum()) for masks in _kept(self.rankings, eta, k).values())
             if neurons == last:  # the same neurons tell nothing new, nor that the loss has stopped falling
                 continue
             loss, last, since = self.loss(eta, k), neurons, since + 1
@@ -149,21 +156,35 @@ class _Search:
 
     def loss(self, eta: float, k: int) -> float:
         """Log loss (or minus macro F1, if that is aimed at) of rows that choose; infinity if nothing is kept."""
-        kept = self.kept(eta, k)
+        kept = _kept(self.rankings, eta, k)
         if not all(any(masks[fold].any() for masks in kept.values()) for fold in range(self.problem.folds.n_folds)):
             return np.inf
         few, masks = narrow(self.problem, kept)
-        path = logistic.choose(few, list(masks), grid=SEARCH_GRID, kept=masks)
+        path = logistic.choose(few, list(masks), grid=self.grid, kept=masks)
         losses = [one["log_loss"] if self.problem.metric == "accuracy" else -one["macro_f1"] for one in path]
         best = path[int(np.argmin(losses))]
+        place = SEARCH_GRID.index(best["C"])
+        self.grid = SEARCH_GRID[max(place - 1, 0) : place + 2]  # a little more or less of it asks for a similar C
         self.tried.append({"eta": eta, "layers": k, "log_loss": best["log_loss"], "macro_f1": best["macro_f1"]})
         return float(min(losses))
 
-    def kept(self, eta: float, k: int) -> Kept:
-        """The neurons that each fold keeps of the blocks of the first k layers; blocks of which none is left out."""
-        masks = {
-            ranking.name: np.stack([keep(one, eta) for one in ranking.importance])  # fold feature
-            for ranking in self.rankings
-            if depth(ranking.name) <= k
-        }
-        return {name: mask for name, mask in masks.items() if mask.any()}
+
+def _enough_folds(folds: Folds) -> list[int]:
+    """The fewest folds whose rows choose, and are enough to choose on."""
+    found, rows = [], 0
+    for fold in range(folds.n_folds):
+        own = int((folds.held_out(fold) & ~folds.conformal).sum())
+        if own and rows < ENOUGH_ROWS:
+            found.append(fold)
+            rows += own
+    return found
+
+
+def _kept(rankings: Sequence[Ranking], eta: float, k: int) -> Kept:
+    """The neurons that each fold keeps of the blocks of the first k layers; blocks of which none is left out."""
+    masks = {
+        ranking.name: np.stack([keep(one, eta) for one in ranking.importance])  # fold feature
+        for ranking in rankings
+        if depth(ranking.name) <= k
+    }
+    return {name: mask for name, mask in masks.items() if mask.any()}

@@ -57,6 +57,13 @@ class Folds:
         """The same for some of the rows."""
         return Folds(self.held[rows], self.trainable[rows], self.conformal[rows], self.n_folds)
 
+    def only(self, kept: Sequence[int]) -> "Folds":
+        """The same with some of the folds, renumbered in this order; rows of the others are never held out."""
+        number = np.full(self.n_folds + 1, -1, dtype=np.int64)  # the last is that of rows which are never held out
+        number[list(kept)] = np.arange(len(kept))
+        held = number[self.held]
+        return Folds(held, self.trainable, self.conformal & (held >= 0), len(kept))
+
     @property
     def choosing(self) -> Bool[np.ndarray, " row"]:
         """Held-out rows on which settings are chosen."""
