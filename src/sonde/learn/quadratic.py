@@ -42,14 +42,13 @@ class Quadratics:
         """What the models with their penalty change from their start, (problem,) float64."""
         moved = theta - self.start
         smooth = moved * (self.gradient + self.times(moved) / 2)
-        changed = smooth + self.bound * (theta.abs() - self.start.abs())  # problem parameter
-        return changed.sum(dim=1, dtype=torch.float64)
+        return (smooth + self.bound * (theta.abs() - self.start.abs())).sum(dim=1, dtype=torch.float64)
 
     def residual(self, theta: Tensor) -> Tensor:
         """Length of the smallest subgradient, (problem,)."""
         slope = self.gradient + self.times(theta - self.start)
         resting = (slope.abs() - self.bound).clamp(min=0)
-        return torch.linalg.vector_norm(torch.where(theta == 0, resting, slope + self.bound * theta.sign()), dim=1)
+        return torch.where(theta == 0, resting, slope + self.bound * theta.sign()).square().sum(dim=1).sqrt()
 
 
 def minimised(models: Quadratics) -> tuple[Tensor, Tensor]:
