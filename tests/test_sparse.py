@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
+import transformers
 
 from sonde import fitting
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, ModelError
+from sonde.features import ActivationFeatures
 from sonde.learn import learning, sparse, sparsify
 from sonde.learn.problem import Problem, Record
 from sonde.learn.selection import depth, importance, keep
@@ -279,3 +282,31 @@ def test_eta_and_layers_are_what_the_user_says() -> None:
     assert found["eta"] == 0.3 and found["layers"] == 1
     with pytest.raises(ArgumentError, match=r"k is 4; the backbone has 3 layers: give 0 \(embeddings only\) to 3"):
         TextClassifier("stc", backbone, layers=4, **settings).fit(texts, labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("bert", "BertForSequenceClassification"), ("llama", "LlamaForSequenceClassification")]
+)
+def test_a_fine_tuned_checkpoint_is_a_backbone(name: str, head: str, tmp_path: Path) -> None:
+    """As a trainer saves it: the backbone's weights under a prefix, beside those of a head, which is left out."""
+    torch.manual_seed(0)
+    folder = tiny.build(name)
+    tuned = getattr(transformers, head).from_pretrained(folder, num_labels=2)
+    texts = [f"{tiny.SENTENCES[i % 5]} {'good' if i % 2 else 'cold'}" for i in range(60)]
+    labels = ["a", "b"] * 30
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    optimiser = torch.optim.Adam(tuned.parameters(), 1e-3)
+    for text, label in zip(texts[:10], labels, strict=False):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        tuned(input_ids=ids, labels=torch.tensor([int(label == "b")])).loss.backward()
+        optimiser.step()
+    tuned.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    settings: dict[str, object] = {"cache": None, "dtype": "float32"}
+    classifier = TextClassifier("stc", (str(tmp_path / "tuned"),), **settings).fit(texts, labels)  # type: ignore[arg-type]
+    assert classifier.score(texts, labels) > 0.8
+    known = TextClassifier("linear", (str(folder),), **settings).fit(texts, labels).backbones_[0]["fingerprint"]  # type: ignore[arg-type]
+    assert classifier.backbones_[0]["fingerprint"] != known
+    state = tuned.base_model(input_ids=torch.tensor([tokenizer(texts[0])["input_ids"]]), output_hidden_states=True)
+    own = ActivationFeatures("hidden.1", "mean", (str(tmp_path / "tuned"),), **settings).fit_transform(texts[:1])  # type: ignore[arg-type]
+    np.testing.assert_allclose(own[0], state.hidden_states[1][0].mean(dim=0).detach().numpy(), atol=1e-5)
