@@ -1,9 +1,11 @@
 """L1 probes against scikit-learn's saga, and what a path promises."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -11,7 +13,8 @@ from sonde.errors import SondeWarning
 from sonde.learn import probe
 from sonde.learn.problem import Problem
 from sonde.learn.proximal import minimise_l1
-from sonde.learn.splitting import make_folds, validation_folds
+from sonde.learn.quadratic import Quadratics, minimised
+from sonde.learn.splitting import Folds, make_folds, validation_folds
 from sonde.learn.targets import encode
 
 NAME = "0/hidden.1/mean"
@@ -189,6 +192,104 @@ def test_a_label_that_a_fold_lacks_says_nothing_there() -> None:
     lonely = Problem(problem.blocks, problem.texts, rare, np.ones(60), folds, "accuracy", 0)
     (step,) = probe.path(lonely, NAME, grid=[1.0])
     assert np.isfinite(step.coefficients).all() and np.isfinite(step.loss)
+
+
+def wide(rows: int, features: int, labels: list[str], seed: int = 0) -> tuple[np.ndarray, Problem]:
+    """More features than rows, driven by few directions, some of which tell the labels apart."""
+    rng = np.random.default_rng(seed)
+    targets = encode(labels)
+    factor = rng.normal(size=(rows, 12))
+    factor[:, : targets.n_classes] += 1.5 * targets.indicator
+    x = (factor @ rng.normal(size=(12, features)) + rng.normal(size=(rows, features))).astype(np.float32)
+    texts = [f"text {i}" for i in range(rows)]
+    return x, Problem({NAME: x}, texts, targets, np.ones(rows), make_folds(texts, targets, seed=0), "accuracy", 0)
+
+
+def surely_least(x: np.ndarray, truth: np.ndarray, c: float, weight: np.ndarray, intercept: float) -> float:
+    """What no parameters can fall below: the dual objective near those given (Koh, Kim and Boyd 2007, section 2.2)."""
+    share = 1 / (1 + np.exp(-(x @ weight + intercept)))
+    residual = share - truth
+    residual = (residual - residual.mean()) / max(1.0, c * np.abs(x.T @ (residual - residual.mean())).max())
+    share = np.clip(truth + residual, 1e-300, 1 - 1e-16)
+    return float(-c * (share * np.log(share) + (1 - share) * np.log1p(-share)).sum())
+
+
+def test_probes_of_more_features_than_rows_are_at_the_optimum_of_every_c() -> None:
+    """Most features never enter a model, more ask to than may at once, and models are kept from one C to the next."""
+    x, problem = wide(150, 400, [f"class {i % 3}" for i in range(150)])
+    standard = StandardScaler().fit_transform(x.astype(np.float64))
+    for step in probe.path(problem, NAME, grid=(0.1, 1.0, 10.0)):
+        assert step.unfinished == 0 and (step.coefficients != 0).mean() < 0.3
+        for column in range(3):
+            truth = problem.targets.indicator[:, column].astype(np.float64)
+            weight, intercept = step.coefficients[-1, :, column].astype(np.float64), float(step.intercepts[-1, column])
+            least = surely_least(standard, truth, step.c, weight, intercept)
+            assert least <= objective(standard, truth, step.c, weight, intercept) <= least * (1 + 1e-3)
+
+
+def test_labels_of_multi_label_rows_are_probed_each_for_itself() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(200, 10)).astype(np.float32)
+    matrix = (x[:, :2] + rng.normal(size=(200, 2)) > 0).astype(np.int64)
+    weights, texts = rng.uniform(0.5, 2, size=200), [f"text {i}" for i in range(200)]
+    targets = encode(matrix)
+    problem = Problem({NAME: x}, texts, targets, weights, make_folds(texts, targets, seed=0), "accuracy", 0)
+    (step,) = probe.path(problem, NAME, grid=[1.0])
+    mean = np.average(x.astype(np.float64), axis=0, weights=weights)
+    standard = (x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
+    for column in range(2):
+        slow = reference(standard, matrix[:, column].astype(np.float64), 1.0, weights)
+        np.testing.assert_allclose(step.coefficients[-1, :, column], slow.coef_[0], atol=5e-3)
+
+
+def test_a_class_that_no_row_of_a_fold_has_gets_no_weight_there() -> None:
+    _, problem = wide(90, 120, ["one", "other", "third"] * 30)
+    held = np.where(problem.targets.indicator[:, 2] > 0, 0, 1 + np.arange(90) % 2)  # fold 0 holds out all of a class
+    folds = Folds(held, np.ones(90, dtype=bool), np.zeros(90, dtype=bool), 3)
+    for step in probe.path(replace(problem, folds=folds), NAME):
+        assert not step.coefficients[0, :, 2].any() and step.intercepts[0, 2] < -3
+        assert step.coefficients[1:, :, 2].any(axis=1).all() and np.isfinite(step.held_out).all()
+        assert step.unfinished == 0
+
+
+def test_one_row_of_each_class_is_enough_to_run() -> None:
+    x, problem = wide(6, 50, ["a", "b", "c", "d", "e", "f"])
+    assert problem.folds.n_folds == 0
+    found = probe.fit(problem, NAME)
+    assert found.best.c == min(found.losses) and np.isfinite(found.best.coefficients).all()
+    for step in probe.path(problem, NAME):
+        assert step.unfinished == 0 and np.isfinite(step.coefficients).all() and np.isfinite(step.intercepts).all()
+    logits = StandardScaler().fit_transform(x) @ step.coefficients[-1] + step.intercepts[-1]
+    np.testing.assert_array_equal(logits.argmax(axis=1), np.arange(6))
+
+
+def test_features_that_are_constant_everywhere_or_in_a_fold_alone_disturb_none() -> None:
+    x, problem = wide(90, 40, ["one", "other", "third"] * 30)
+    x[:, 5] = 7.0
+    x[problem.folds.train(0), 6] = 1.0
+    for step in probe.path(problem, NAME):
+        assert not step.coefficients[:, 5].any() and not step.coefficients[0, 6].any() and step.unfinished == 0
+    x[:] = 3.0
+    nothing = probe.fit(problem, NAME)
+    assert nothing.dropped == 40 and not nothing.best.coefficients.any()
+
+
+def test_models_are_minimised_where_no_subgradient_is_left() -> None:
+    """Of different sizes side by side, one of them without curvature."""
+    torch.manual_seed(0)
+    root = torch.randn(3, 30, 20)
+    root[1, :, 12:] = 0  # padding
+    root[2] = 0
+    hessian = root.mT @ root + 1e-3 * torch.eye(20)
+    gradient = 2 * torch.randn(3, 20)
+    gradient[1, 12:], gradient[2] = 0, 0
+    bound = torch.ones(3, 20)
+    bound[:, -1] = 0  # the intercept
+    models = Quadratics(hessian, torch.zeros(3, 20), gradient, bound)
+    best, near = minimised(models)
+    assert near.all()
+    assert (models.residual(best) <= 0.1 * models.residual(models.start)).all() and (models.change(best) <= 0).all()
+    assert not best[2].any() and not best[1, 12:].any() and (best[0] == 0).any()
 
 
 def test_probes_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

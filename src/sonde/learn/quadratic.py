@@ -48,7 +48,9 @@ class Quadratics:
         """Length of the smallest subgradient, (problem,)."""
         slope = self.gradient + self.times(theta - self.start)
         resting = (slope.abs() - self.bound).clamp(min=0)
-        return torch.where(theta == 0, resting, slope + self.bound * theta.sign()).square().sum(dim=1).sqrt()
+        smallest = torch.where(theta == 0, resting, slope + self.bound * theta.sign())
+        length: Tensor = torch.linalg.vector_norm(smallest, dim=1)
+        return length
 
 
 def minimised(models: Quadratics) -> tuple[Tensor, Tensor]:
