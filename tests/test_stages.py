@@ -324,9 +324,13 @@ def count_hooks(backbone):
 def test_an_answer_that_is_no_yes_or_no_for_each_row_fails():
     backbone = tiny_backbone("bert")
     ids, mask, content = batch(backbone)
-    for answer in (torch.ones(6), torch.ones(5, dtype=torch.bool)):
-        with pytest.raises(AssertionError, match="one yes or no for each row"):
-            backbone.read_in_stages(ids, mask, content, [[hidden(1)], [hidden(2)]], lambda *_, a=answer: a)
+    stages = [[hidden(1)], [hidden(2)]]
+    with pytest.raises(AssertionError, match="one yes or no for each row"):
+        backbone.read_in_stages(ids, mask, content, stages, lambda *_: torch.ones(5, dtype=torch.bool))
+    for answer in (torch.ones(6), None, [True] * 6):
+        with pytest.raises(AssertionError, match="a bool tensor"):
+            backbone.read_in_stages(ids, mask, content, stages, lambda *_, a=answer: a)
+    assert backbone.read_in_stages(ids, mask, content, stages[:1], lambda *_: None).tolist() == [0] * 6
 
 
 def test_reading_within_the_function_disturbs_nothing():
@@ -498,6 +502,9 @@ def test_values_are_rounded_as_the_store_does():
         return rows % 2 == 0
 
     assert read_in_stages(texts, half, stages, rounded).reached.tolist() == [2, 0] * 6
+    with run_rows(half.backbone) as counts:
+        read_in_stages(texts, half, stages, rounded)
+    assert counts == {1: 6, 2: 6, 3: 6}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

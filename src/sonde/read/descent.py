@@ -7,8 +7,8 @@ Nothing about a model is taken on trust. Before the first descent through given 
 of which leave, and their values are compared with those of plain reading. Where they differ, and where a model or a
 batch does not let its rows be told, reading is plain: all blocks for all rows, then the decisions in their order.
 
-Source of early exit in a frozen model's pass: Sparsify-then-Classify (arXiv 2311.15983), section 3, there with one
-exit for all rows.
+Source of stopping a frozen model where a classifier needs no more of it: Sparsify-then-Classify (arXiv 2311.15983), at
+one depth for all rows; here each row has its own.
 """
 
 import logging
@@ -42,7 +42,7 @@ class _Roll:
         self.reached = torch.zeros(rows, dtype=torch.int64)
         self.rows = torch.arange(rows)
         self.stage = 0
-        self.broken = False  # whether the caller's function raised
+        self.broken = False  # whether it is the caller's function that raised
         self._stages, self._goes_on = stages, goes_on
 
     @property
@@ -53,16 +53,16 @@ class _Roll:
         """Hand over the values of the rows still in; indices among them of those that go on."""
         sources = dict.fromkeys(source for stage in self._stages[: self.stage + 1] for source in stage)
         self.reached[self.rows] = self.stage
-        try:
-            answer = self._goes_on(self.stage, self.rows, {source: taken[source].cpu() for source in sources})
-        except Exception:
-            self.broken = True
-            raise
+        values = {source: taken[source].cpu() for source in sources}
+        self.broken = True
+        answer = self._goes_on(self.stage, self.rows, values)
+        if self.stage < len(self._stages) - 1:
+            assert isinstance(answer, Tensor) and answer.dtype == torch.bool, "the answer is a bool tensor"
+            assert answer.shape == self.rows.shape, "one yes or no for each row"
+        self.broken = False
         self.stage += 1
         if self.stage == len(self._stages):
             return torch.arange(len(self.rows))
-        answer = torch.as_tensor(answer)
-        assert answer.dtype == torch.bool and answer.shape == self.rows.shape, "one yes or no for each row"
         kept = answer.nonzero()[:, 0]
         self.rows = self.rows[kept]
         return kept
