@@ -10,12 +10,15 @@ import pytest
 import tiny
 import torch
 import transformers
+from sklearn.linear_model import LogisticRegression
 
 from sonde import fitting
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, ModelError
 from sonde.features import ActivationFeatures
-from sonde.learn import learning, sparse, sparsify
+from sonde.learn import lasso, learning, sparse, sparsify
+from sonde.learn.calibration import to_probabilities
+from sonde.learn.logistic import Logistic
 from sonde.learn.problem import Problem, Record
 from sonde.learn.selection import depth, importance, keep
 from sonde.learn.splitting import draw, make_folds
@@ -169,6 +172,51 @@ def test_a_record_comes_back_as_it_was_and_damage_is_refused() -> None:
     }.items():
         with pytest.raises(ModelError, match="the model is damaged"):
             learning.restore(Record(record.settings, {**record.arrays, name: damaged}))
+
+
+# The paper's setting
+
+
+def test_the_paper_tries_every_eta_with_every_k_and_has_an_l1_head() -> None:
+    problem = a_problem()
+    selection = sparsify.select(problem, NAMES, etas=(0.01, 0.3, 0.8), paper=True)
+    tried = selection.summary["tried"]
+    assert {(one["eta"], one["layers"]) for one in tried} == {(e, k) for e in (0.01, 0.3, 0.8) for k in range(4)}
+    best = max(one["accuracy"] for one in tried)
+    first = next(one for one in tried if one["accuracy"] == best)
+    assert (selection.summary["eta"], selection.summary["layers"]) == (first["eta"], first["layers"])
+    assert selection.summary["layers"] >= 2, "shallower layers tell nothing"
+    found = sparse.train(problem, selection)
+    assert isinstance(found.model, sparse.Sparse) and accuracy(found.model, problem) > 0.95
+    seen = ~np.isnan(found.held_out[:, 0])
+    assert (found.held_out[seen].argmax(axis=1) == problem.targets.ids[seen]).mean() > 0.9
+
+
+def test_the_papers_head_is_the_l1_regression_of_scikit_learn() -> None:
+    problem = a_problem(rows=150, classes=2)
+    kept = {name: np.ones((problem.folds.n_folds + 1, 12), dtype=bool) for name in NAMES[2:]}
+    for masks in kept.values():
+        masks[:, 9:] = False  # features that no model may use
+    model = lasso.fit(problem, kept).model
+    assert isinstance(model, Logistic)
+    x = np.concatenate([problem.blocks[name] for name in kept], axis=1)
+    standard = (x - x.mean(axis=0)) / x.std(axis=0)
+    used = np.concatenate([masks[-1] for masks in kept.values()])
+    found = lasso.fit(problem, kept).summary["C"]
+    reference = LogisticRegression(l1_ratio=1.0, C=found, solver="saga", tol=1e-8, max_iter=20_000)
+    reference.fit(standard[:, used], problem.targets.ids)
+    theirs = reference.predict_proba(standard[:, used])
+    ours = to_probabilities(model.logits(problem.blocks, problem.texts), multilabel=False)
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    assert not model.coefficients[~used].any()
+
+
+@pytest.mark.parametrize("recipe", ["stc-hidden", "stc-ffn"])
+def test_the_papers_recipes_choose_on_all_rows(recipe: str) -> None:
+    texts = [f"{tiny.SENTENCES[i % 5]} {'good' if i % 2 else 'cold'}" for i in range(60)]
+    classifier = TextClassifier(recipe, (str(tiny.build("bert")),), cache=None, paper=True, sample_rows=30, eta=0.5)
+    learner = classifier.fit(texts, ["a", "b"] * 30).summary_["learner"]
+    assert learner["sampled_rows"] == 60 and "losses" in learner["head"]
 
 
 # On a sample of the rows

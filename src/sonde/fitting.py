@@ -79,7 +79,8 @@ def fit(
         window = run.read(blocks)
         outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper)
         return Fit(outcome, window, run.seconds)
-    rows = draw(problem.targets, problem.folds, sparsity.sample_rows, problem.seed)
+    limit = problem.rows if paper else sparsity.sample_rows  # the paper knows no sample
+    rows = draw(problem.targets, problem.folds, limit, problem.seed)
     window = run.read(blocks, rows)
     sample = replace(problem.take(rows), blocks=window.blocks)
     selection = learning.select(recipe, sample, names, sparsity, paper)

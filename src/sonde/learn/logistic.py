@@ -2,6 +2,7 @@
 
     fit         blocks -> fitted model: one path over C for all folds at once, then the final model
     choose      the path alone: what each C gives
+    as_classes  columns of a solver -> columns of classes
     Logistic    the fitted model
     GRID        values of C that are tried
 
@@ -139,7 +140,7 @@ def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID,
     start = final.start() if path.theta is None else path.theta.mean(dim=1, keepdim=True)  # fold -> 1
     solution = final.solve(path.c, start, FINAL_TOLERANCE, MAX_ITERATIONS)
     _warn_unfinished([*path.unfinished, (solution.unfinished, solution.problems)])
-    weights = _as_classes(solution.at.theta[:, 0, :].numpy(), problem.targets)  # feature+1 class
+    weights = as_classes(solution.at.theta[:, 0, :].numpy(), problem.targets)  # feature+1 class
     model = Logistic(tuple(names), mean, scale, weights[:-1].copy(), weights[-1].copy())
     summary = {
         "C": path.c,
@@ -221,7 +222,7 @@ class _Path:
     def _held_out(self, logits: Tensor) -> Float32[np.ndarray, "row class"]:
         held = self.problem.folds.held
         own = logits.numpy()[np.arange(len(held)), np.maximum(held, 0)]  # row fold column -> row column
-        classes = _as_classes(own, self.problem.targets)
+        classes = as_classes(own, self.problem.targets)
         classes[held < 0] = np.nan
         return classes
 
@@ -265,7 +266,7 @@ def _standardised(
     return matrix, mean.float().numpy(), scale.numpy()
 
 
-def _as_classes(columns: Float32[np.ndarray, "any column"], targets: Targets) -> Float32[np.ndarray, "any class"]:
+def as_classes(columns: Float32[np.ndarray, "any column"], targets: Targets) -> Float32[np.ndarray, "any class"]:
     """Columns of the solver -> columns of classes: one sigmoid column z becomes -z/2 and z/2."""
     if targets.multilabel or targets.n_classes > 2:
         return columns.copy()

@@ -89,6 +89,7 @@ def fit(
     grid: Sequence[float] = GRID,
     tolerance: float = TOLERANCE,
     device: torch.device | str = "cpu",
+    used: Bool[np.ndarray, "fold feature"] | None = None,
 ) -> Probes:
     """Train the probes of a block and choose their C.
 
@@ -102,6 +103,8 @@ def fit(
     tolerance : float
         Relative, of the objective, at the chosen C.
     device : torch.device or str
+    used : (fold + 1, feature) bool, optional
+        Features that the probes of each fold, and last the final ones, may use; by default all.
 
     Returns
     -------
@@ -112,7 +115,7 @@ def fit(
     SondeWarning
         not_converged: some of the probes reached the largest number of iterations.
     """
-    solver = _Solver.of(problem, name, torch.device(device))
+    solver = _Solver.of(problem, name, torch.device(device), used)
     found = chosen = solver.start()
     tried: list[Step] = []
     for c in sorted(grid):
@@ -161,9 +164,16 @@ class _Solver:
     """Which of the solved models is that of each fold."""
 
     @classmethod
-    def of(cls, problem: Problem, name: str, device: torch.device) -> "_Solver":
+    def of(
+        cls, problem: Problem, name: str, device: torch.device, used: Bool[np.ndarray, "fold feature"] | None = None
+    ) -> "_Solver":
         masks, place = _masks(problem.folds)
         data = _problems(problem, name, masks, device)
+        if used is not None:
+            folds = [int(np.flatnonzero(place == mask)[0]) for mask in range(masks.shape[1] - 1)]
+            by_mask = torch.from_numpy(used[[*folds, -1]].T.copy())  # feature mask
+            scale = data.scale * by_mask.repeat_interleave(len(data.prior) // masks.shape[1], dim=1).to(device)
+            data = replace(data, scale=scale)  # a feature of scale 0 has no slope and keeps no weight
         return cls(problem, data, place)
 
     def start(self) -> Solution:

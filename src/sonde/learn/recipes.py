@@ -214,8 +214,10 @@ RECIPES: dict[str, Recipe] = {
             "sparse",
             (_HIDDEN, Reads(None, "hidden.*", "max"), _FFN),
         ),
-        Recipe("stc-hidden", "stc on hidden states alone, mean", _STC, "sparse", (_HIDDEN,)),
-        Recipe("stc-ffn", "stc on feed-forward activations alone, mean", _STC, "sparse", (_FFN,)),
+        Recipe("stc-hidden", "stc on hidden states alone, mean", _STC, "sparse", (_HIDDEN,), has_paper_setting=True),
+        Recipe(
+            "stc-ffn", "stc on feed-forward activations alone, mean", _STC, "sparse", (_FFN,), has_paper_setting=True
+        ),
         *(_llmembed(row) for row in _TITLES),
     )
 }

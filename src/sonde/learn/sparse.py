@@ -4,7 +4,8 @@
     train     the same from a selection of neurons that was made before (`sonde.learn.sparsify`)
     Sparse    the fitted model
 
-The head is the L2 logistic regression of `sonde.learn.logistic`, multinomial, its C by folds.
+The head is the L2 logistic regression of `sonde.learn.logistic`, multinomial, its C by folds; in the paper's setting
+the L1 regression of `sonde.learn.lasso`.
 
 Source: Sparsify-then-Classify (arXiv 2311.15983), step 4.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from sonde.errors import ModelError
-from sonde.learn import logistic
+from sonde.learn import lasso, logistic
 from sonde.learn.logistic import Logistic
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
 from sonde.learn.recipes import SAMPLE_ROWS
@@ -94,7 +95,7 @@ def fit(problem: Problem, names: Sequence[str], *, sample_rows: int = SAMPLE_ROW
 def train(problem: Problem, selection: Selection) -> Outcome:
     """Train the head on the neurons that are kept; blocks hold all neurons, or those alone that any fold keeps."""
     few, masks = narrow(problem, selection.kept)
-    outcome = logistic.fit(few, list(masks), kept=masks)
+    outcome = lasso.fit(few, masks) if selection.paper else logistic.fit(few, list(masks), kept=masks)
     model = _sparse(outcome, selection.kept)
     kept = {name: len(columns) for name, columns in model.columns.items()}
     summary = {**selection.summary, "neurons": sum(kept.values()), "kept": kept, "head": outcome.summary}

@@ -19,9 +19,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from sonde.errors import ArgumentError, DataError
-from sonde.learn import logistic
+from sonde.learn import lasso, logistic
+from sonde.learn.calibration import decide, to_probabilities
+from sonde.learn.metrics import accuracy, macro_f1
 from sonde.learn.problem import Problem
-from sonde.learn.selection import ETAS, Ranking, depth, keep, rank
+from sonde.learn.selection import ETAS, TOLERANCE, Ranking, depth, keep, rank
 from sonde.learn.splitting import Folds
 from sonde.progress import tracked
 
@@ -47,6 +49,8 @@ class Selection:
     """The blocks of which some are, shallowest first."""
     summary: dict[str, Any]
     """eta, k, what was tried, what the probes said; JSON-able."""
+    paper: bool = False
+    """Whether the head is the paper's."""
 
     @property
     def columns(self) -> dict[str, tuple[int, ...]]:
@@ -55,7 +59,12 @@ class Selection:
 
 
 def select(
-    problem: Problem, names: Sequence[str], *, etas: Sequence[float] = ETAS, layers: int | None = None
+    problem: Problem,
+    names: Sequence[str],
+    *,
+    etas: Sequence[float] = ETAS,
+    layers: int | None = None,
+    paper: bool = False,
 ) -> Selection:
     """Rank the neurons of every block, choose eta and k by folds.
 
@@ -70,6 +79,9 @@ def select(
     layers : int, optional
         k: read this many layers; by default the fewest that are as good as any, within .5% of the loss or one nat in
         all.
+    paper : bool
+        Try every eta with every k, by the paper's head, and take the pair with the best metric out of fold; of equals
+        the one with fewer layers, then fewer neurons.
 
     Raises
     ------
@@ -88,7 +100,7 @@ def select(
             "No neuron of any layer tells the classes apart: every probe kept nothing. Are the labels right, and are "
             "there enough rows of each class?"
         )
-    search = _Search(problem, rankings)
+    search = (_Grid if paper else _Search)(problem, rankings)
     eta, k = search.choose(sorted(etas), layers)
     summary = {
         "eta": eta,
@@ -97,7 +109,7 @@ def select(
         "tried": search.tried,
         "probes": {ranking.name: ranking.summary for ranking in rankings},
     }
-    return Selection(_kept(rankings, eta, k), summary)
+    return Selection(_kept(rankings, eta, k), summary, paper)
 
 
 def narrow(problem: Problem, kept: Kept) -> tuple[Problem, Kept]:
@@ -157,7 +169,7 @@ class _Search:
     def loss(self, eta: float, k: int) -> float:
         """Log loss (or minus macro F1, if that is aimed at) of rows that choose; infinity if nothing is kept."""
         kept = _kept(self.rankings, eta, k)
-        if not all(any(masks[fold].any() for masks in kept.values()) for fold in range(self.problem.folds.n_folds)):
+        if not self._whole(kept):
             return np.inf
         few, masks = narrow(self.problem, kept)
         path = logistic.choose(few, list(masks), grid=self.grid, kept=masks)
@@ -167,6 +179,36 @@ class _Search:
         self.grid = SEARCH_GRID[max(place - 1, 0) : place + 2]  # a little more or less of it asks for a similar C
         self.tried.append({"eta": eta, "layers": k, "log_loss": best["log_loss"], "macro_f1": best["macro_f1"]})
         return float(min(losses))
+
+    def _whole(self, kept: Kept) -> bool:
+        """Whether every fold keeps a neuron."""
+        return all(any(masks[fold].any() for masks in kept.values()) for fold in range(self.problem.folds.n_folds))
+
+
+class _Grid(_Search):
+    """The same by the paper's head, for every eta and k."""
+
+    def choose(self, etas: Sequence[float], layers: int | None) -> tuple[float, int]:
+        """The pair with the best metric."""
+        depths = sorted({depth(ranking.name) for ranking in self.rankings}) if layers is None else [layers]
+        if not self.problem.folds.choosing.any():
+            return etas[-1], depths[-1]
+        pairs = [(eta, k) for k in depths for eta in etas]
+        scores = [self.score(eta, k) for eta, k in tracked(pairs, "choosing eta and depth", "heads")]
+        return pairs[int(np.argmax(scores))]
+
+    def score(self, eta: float, k: int) -> float:
+        """Accuracy, or macro F1, of rows that choose; minus infinity if nothing is kept."""
+        kept = _kept(self.rankings, eta, k)
+        if not self._whole(kept):
+            return -np.inf
+        outcome = lasso.fit(*narrow(self.problem, kept), tolerance=TOLERANCE)
+        rows, multilabel = self.problem.folds.choosing, self.problem.targets.multilabel
+        decided = decide(to_probabilities(outcome.held_out[rows], multilabel), multilabel)
+        measure = macro_f1 if self.problem.metric == "macro_f1" else accuracy
+        score = measure(self.problem.targets.indicator[rows], decided, self.problem.weights[rows])
+        self.tried.append({"eta": eta, "layers": k, self.problem.metric: score})
+        return score
 
 
 def _enough_folds(folds: Folds) -> list[int]:
