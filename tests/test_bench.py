@@ -98,7 +98,10 @@ def test_reasons_are_checked_on_every_set_and_recipe(
 
 
 def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
-    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust", "reasons", "ablation", "few"}
+    assert set(BENCHES) == {"tables", "collapse", "long_text", "trust", "reasons", "ablation", "few"} | {
+        "depth",
+        "sample",
+    }
     with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
         datasets.read_split(tmp_path, "r8", "train")
     with pytest.raises(DataError, match="'mr' is unknown; known are: sst2, imdb"):

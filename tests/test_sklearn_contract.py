@@ -55,6 +55,12 @@ def other_values() -> dict[str, Any]:
         "cache": "folder",
         "random_state": np.random.RandomState(5),
         "paper": True,
+        "sample_rows": 99,
+        "eta": 0.3,
+        "layers": 2,
+        "exit_loss": 0.01,
+        "sites": ("ffn.*",),
+        "poolings": ("last",),
     }
 
 
@@ -73,6 +79,12 @@ def test_every_parameter_is_listed_with_the_default_of_the_contract() -> None:
         "cache": "auto",
         "random_state": 0,
         "paper": False,
+        "sample_rows": 4096,
+        "eta": None,
+        "layers": None,
+        "exit_loss": None,
+        "sites": None,
+        "poolings": None,
     }
 
 

@@ -64,13 +64,15 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     parts = list(classifier.stream(rows))
     logits = np.concatenate([part.logits for part in parts])  # row class
     probabilities = to_probabilities(logits, classifier.multilabel_)
-    report = _report(classifier, targets.indicator, probabilities, sum(part.truncated_rows for part in parts))
-    report["mean_depth"] = float(np.concatenate([part.depths for part in parts]).mean())
-    return report
+    taken = {
+        "truncated_rows": sum(part.truncated_rows for part in parts),
+        "mean_depth": float(np.concatenate([part.depths for part in parts]).mean()),
+    }
+    return _report(classifier, targets.indicator, probabilities, taken)
 
 
 def _report(
-    classifier: TextClassifier, truth: np.ndarray, probabilities: np.ndarray, truncated_rows: int
+    classifier: TextClassifier, truth: np.ndarray, probabilities: np.ndarray, taken: dict[str, Any]
 ) -> dict[str, Any]:
     multilabel = classifier.multilabel_
     decided = classifier.decide(probabilities)
@@ -81,7 +83,7 @@ def _report(
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
         "ece_95": metrics.calibrated_error(probabilities, multilabel=multilabel),
-        "truncated_rows": truncated_rows,
+        **taken,
     }
     if not multilabel:
         curve = risk_coverage(probabilities.max(axis=1), np.asarray((decided & (truth > 0)).any(axis=1)))
