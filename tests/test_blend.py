@@ -8,8 +8,9 @@ import pytest
 
 from sonde.learn import blend, lexical, logistic
 from sonde.learn.blend import Blend
-from sonde.learn.calibration import fit_temperature, to_probabilities
-from sonde.learn.metrics import log_loss
+from sonde.learn.calibration import decide, fit_temperature, to_probabilities
+from sonde.learn.metrics import log_loss, macro_f1
+from sonde.learn.opinions import pool
 from sonde.learn.problem import Outcome, Problem, Record
 from sonde.learn.splitting import Folds, make_folds
 from sonde.learn.targets import encode
@@ -95,10 +96,58 @@ def test_three_opinions_share_one_weight() -> None:
     assert weights["a"] == max(weights.values()) and min(weights.values()) > 0.1
 
 
-def test_all_weights_of_a_grid_are_tried_once() -> None:
-    tried = list(blend._simplex(3, 4))
-    assert len(tried) == len({tuple(np.round(weights, 9)) for weights in tried}) == 15
-    assert all(sum(weights) == pytest.approx(1) and min(weights) >= 0 for weights in tried)
+def test_the_weights_are_the_best_of_a_fine_grid() -> None:
+    given = problem(a=(1.0, 1.0), b=(0.7, 3.0))
+    outcome = blend.fit(given, [opinion("a"), opinion("b")])
+    logits, own = [given.blocks[name] for name in "ab"], list(outcome.summary["temperatures"].values())
+
+    def at(weight: float) -> float:
+        pooled = pool(logits, (weight / own[0], (1 - weight) / own[1]))
+        chosen = given.folds.choosing
+        temperature = fit_temperature(pooled[chosen], given.targets.take(np.flatnonzero(chosen)), np.ones(chosen.sum()))
+        return loss(pooled / np.float32(temperature), given)
+
+    grid = np.linspace(0, 1, 101)
+    best = grid[np.argmin([at(weight) for weight in grid])]
+    assert 0.05 < best < 0.95
+    assert outcome.summary["weights"]["a"] == pytest.approx(best, abs=0.03)
+    assert loss(outcome.held_out, given) == pytest.approx(at(best), rel=1e-3)
+
+
+def test_few_rows_leave_weights_near_equal_shares() -> None:
+    weights = []
+    for rows in (30, 3000):
+        given = problem(rows, a=(0.5, 1.0), noise=(0.0, 1.0))
+        blocks = {"a": given.blocks["a"], "worse": given.blocks["a"] + given.blocks["noise"]}
+        fitted = blend.fit(replace(given, blocks=blocks), [opinion("a"), opinion("worse")])
+        weights.append(fitted.summary["weights"]["worse"])
+    assert weights[1] == 0 < weights[0] < 0.5
+
+
+def test_a_part_that_repeats_another_is_left_out() -> None:
+    given = problem(6000, a=(0.5, 1.0), b=(0.5, 1.0))
+    blocks = {**given.blocks, "again": given.blocks["a"] * 3}
+    weights = blend.fit(replace(given, blocks=blocks), [opinion(name) for name in ("a", "b", "again")])
+    assert sorted(weights.summary["weights"].values()) == pytest.approx([0, 0.5, 0.5], abs=0.05)
+    assert weights.summary["weights"]["b"] > 0.4
+
+
+def test_six_opinions_are_weighed_without_trying_all() -> None:
+    given = problem(2000, **dict.fromkeys("abcdef", (0.3, 1.0)))
+    summary = blend.fit(given, [opinion(name) for name in "abcdef"]).summary
+    assert list(summary["weights"].values()) == pytest.approx([1 / 6] * 6, abs=0.06)
+    assert len(summary["path"]) == 7  # each alone, and together
+
+
+def test_rows_that_a_part_did_not_hold_out_choose_nothing() -> None:
+    given = problem(a=(1.0, 1.0), b=(1.0, 1.0))
+    first = given.folds.held == 1
+    some = np.where(first[:, None], given.blocks["b"], np.float32(np.nan))
+    parts = [opinion("a"), ("b", lambda given: Outcome(Opinion("b", ("b",)), some, {}))]
+    outcome = blend.fit(given, parts)
+    assert outcome.summary["rows"] == first.sum()
+    assert outcome.summary["weights"]["b"] == pytest.approx(0.5, abs=0.2)
+    assert np.array_equal(np.isfinite(outcome.held_out).all(axis=1), first)
 
 
 def test_only_rows_that_choose_choose() -> None:
@@ -127,12 +176,32 @@ def test_without_rows_that_choose_all_weigh_the_same() -> None:
     assert outcome.summary["weights"] == {"a": 0.5, "b": 0.5}
 
 
-def test_macro_f1_may_choose_other_weights() -> None:
-    given = problem(a=(1.0, 1.0), b=(0.8, 1.0))
-    path = blend.fit(given, [opinion("a"), opinion("b")]).summary["path"]
-    outcome = blend.fit(replace(given, metric="macro_f1"), [opinion("a"), opinion("b")])
-    best = max(path, key=lambda one: one["macro_f1"])
-    assert outcome.summary["weights"] == dict(zip("ab", best["weights"], strict=True))
+def rare() -> Problem:
+    """Most rows are of class 0; `sure` knows nothing else, `rare` tells the others apart."""
+    draw = np.random.default_rng(0)
+    truth = draw.choice(3, size=1500, p=[0.9, 0.05, 0.05])
+    targets = encode(truth.tolist())
+    sure = np.tile([4.0, 0.0, 0.0], (1500, 1)) + draw.normal(size=(1500, 3)) * 0.1
+    logits = {"sure": sure, "rare": 0.5 * (2 * targets.indicator - 1) + draw.normal(size=(1500, 3))}
+    texts = [f"text {row}" for row in range(1500)]
+    blocks = {name: values.astype(np.float32) for name, values in logits.items()}
+    return Problem(blocks, texts, targets, np.ones(1500), make_folds(texts, targets, seed=0), "accuracy", 0)
+
+
+def test_macro_f1_chooses_weights_of_better_macro_f1() -> None:
+    given = rare()
+    both = [opinion("sure"), opinion("rare")]
+    for_accuracy = blend.fit(given, both)
+    for_f1 = blend.fit(replace(given, metric="macro_f1"), both)
+    rows = given.folds.choosing
+
+    def f1(outcome: Outcome) -> float:
+        return macro_f1(given.targets.indicator[rows], decide(outcome.held_out[rows], False))
+
+    assert f1(for_f1) > f1(for_accuracy) + 0.02
+    assert for_f1.summary["weights"]["rare"] > for_accuracy.summary["weights"]["rare"]
+    best = max(for_f1.summary["path"], key=lambda one: one["macro_f1"])
+    assert f1(for_f1) == pytest.approx(best["macro_f1"], abs=1e-6)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sonde.errors import SondeWarning
 from sonde.learn import logistic
-from sonde.learn.calibration import to_probabilities
+from sonde.learn.calibration import fit_temperature, to_probabilities
 from sonde.learn.logistic import Logistic, fit
 from sonde.learn.metrics import log_loss, macro_f1
 from sonde.learn.problem import Problem
@@ -128,14 +129,35 @@ def test_c_is_the_best_of_the_path_on_rows_that_choose():
     problem = _problem(x, logits.argmax(axis=1))
     outcome = fit(problem, NAMES)
     tried = outcome.summary["path"]
-    assert outcome.summary["C"] == min(tried, key=lambda each: each["log_loss"])["C"]
+    rows = problem.folds.choosing.sum()
+    prices = {each["C"]: each["log_loss"] + math.log10(each["C"] / logistic.UNCHOSEN_C) ** 2 / rows for each in tried}
+    assert outcome.summary["C"] == min(prices, key=lambda c: prices[c])
     assert len(tried) >= 4 and [each["C"] for each in tried] == list(logistic.GRID[: len(tried)])
     assert [each["C"] for each in tried][-3] == outcome.summary["C"]  # two without improvement end the path
     choosing = problem.folds.choosing
-    probabilities = to_probabilities(outcome.held_out[choosing].astype(np.float64), False)
-    loss = log_loss(problem.targets.indicator[choosing], probabilities)
-    assert min(each["log_loss"] for each in tried) == pytest.approx(loss)
+    logits, targets = outcome.held_out[choosing].astype(np.float64), problem.targets.take(np.flatnonzero(choosing))
+    probabilities = to_probabilities(logits / fit_temperature(logits, targets, np.ones(rows)), False)
+    loss = log_loss(targets.indicator, probabilities)
+    assert next(each["log_loss"] for each in tried if each["C"] == outcome.summary["C"]) == pytest.approx(loss)
     assert json.loads(json.dumps(outcome.summary)) == outcome.summary
+
+
+@pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
+def test_few_rows_do_not_move_c_far_from_its_default(monkeypatch):
+    def summaries(rows):
+        drawn = [_draw(rows, 10, 2, seed=seed) for seed in range(4 if rows < 100 else 2)]
+        return [fit(_problem(x, logits.argmax(axis=1)), NAMES).summary for x, logits in drawn]
+
+    def decades(found):
+        return np.abs(np.log10([each["C"] / logistic.UNCHOSEN_C for each in found]))
+
+    few, many = summaries(16), summaries(600)
+    for each in many:
+        losses = {one["C"]: one["log_loss"] for one in each["path"]}
+        assert losses[each["C"]] < 1.002 * min(losses.values())
+    monkeypatch.setattr(logistic, "PRIOR", 0.0)
+    free = summaries(16)
+    assert (decades(few) <= decades(free)).all() and decades(few).mean() + 0.25 < decades(free).mean()
 
 
 def test_macro_f1_chooses_by_macro_f1():

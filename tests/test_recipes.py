@@ -75,8 +75,9 @@ def test_auto_reads_every_layer_and_the_text() -> None:
     classifier = make("auto").fit(TEXTS, LABELS)
     layers = [f"0/hidden.{layer}/{pooling}" for pooling in ("mean", "max") for layer in range(4)]
     weights = classifier.summary_["learner"]["weights"]
-    assert weights.keys() == {"layers", "lexical"} and sum(weights.values()) == pytest.approx(1)
-    assert list(classifier.model_.needs) == (layers if weights["layers"] else [])
+    assert weights.keys() == {"layers", "last", "lexical"} and sum(weights.values()) == pytest.approx(1)
+    wanted = layers if weights["layers"] else ["0/hidden.3/mean"] if weights["last"] else []
+    assert sorted(classifier.model_.needs) == sorted(wanted)
     assert classifier.model_.reads_text == (weights["lexical"] > 0)
 
 

@@ -12,7 +12,6 @@ restore    a record -> the fitted model it describes
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sonde.errors import ModelError
@@ -116,10 +115,9 @@ def _sparse(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outco
 
 
 def _auto(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:
-    from sonde.learn import blend, lexical, logistic
+    from sonde.learn import auto
 
-    dense = partial(logistic.fit, names=_all(groups), **settings)
-    return blend.fit(problem, (("layers", dense), ("lexical", lexical.fit)))
+    return auto.fit(problem, _all(groups), **settings)
 
 
 def _all(groups: Groups) -> list[str]:

@@ -36,6 +36,7 @@ def fit(
     paper: bool = False,
     setting: Setting | None = None,
     loss: Loss = cross_entropy,
+    held_rows: int = 1,
 ) -> Outcome:
     """Fit one row of LLMEmbed's Table 1.
 
@@ -54,13 +55,15 @@ def fit(
         Overrides `paper`.
     loss : callable
         Logits, indicator, multilabel -> loss of each row.
+    held_rows : int
+        Further folds are held out, at the learning rate and epochs chosen, until so many rows that choose were.
 
     Returns
     -------
     Outcome
         Out-of-fold logits for the rows of the conformal and of the first choosing fold, NaN for others: a head is
-        trained once for validation, not once a fold. The final model trains on all trainable rows with the learning
-        rate and the number of epochs that had the lowest validation loss.
+        trained once for validation, not once a fold, unless `held_rows` asks for it. The final model trains on all
+        trainable rows with the learning rate and the number of epochs that had the lowest validation loss.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def fit(
     """
     setting = setting or (PAPER if paper else DEFAULT)
     task = _Task(problem, assign(row_of(row), deep, sentences), row, setting, loss)
-    plans = _plans(problem.folds)
+    plans = _plans(problem.folds, held_rows)
     held_out = np.full((problem.rows, problem.targets.n_classes), np.nan, dtype=np.float32)
     searched, chosen = task.choose(plans[0]) if plans else ([], None)
     rate = chosen.learning_rate if chosen else setting.learning_rates[0]
@@ -93,15 +96,24 @@ class _Plan:
     unseen: Bool[np.ndarray, " row"]
 
 
-def _plans(folds: Folds) -> list[_Plan]:
-    """One model blind to the first choosing fold and the conformal rows, or one for each if that leaves too few."""
+def _plans(folds: Folds, held_rows: int) -> list[_Plan]:
+    """One model blind to the first choosing fold and the conformal rows, or one for each if that leaves too few.
+
+    Then one for each further fold, until `held_rows` rows that choose are held out.
+    """
     if not folds.choosing.any():
         return []
     first = int(folds.held[folds.choosing].min())
     watched = folds.choosing & (folds.held == first)
     unseen = watched | folds.conformal
     if folds.n_folds != 2:
-        return [_Plan(folds.trainable & ~unseen, watched, unseen)]
+        plans, held = [_Plan(folds.trainable & ~unseen, watched, unseen)], int(watched.sum())
+        for fold in range(first + 1, folds.n_folds):
+            if held < held_rows:
+                rows = folds.held_out(fold)
+                plans.append(_Plan(folds.train(fold), rows, rows))
+                held += int(rows.sum())
+        return plans
     return [
         _Plan(folds.train(first), watched, watched),
         _Plan(folds.trainable & ~folds.conformal, folds.conformal, folds.conformal),

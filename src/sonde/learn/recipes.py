@@ -193,7 +193,7 @@ _STC = "Sparsify-then-Classify (arXiv 2311.15983)"
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("auto", "all hidden layers blended with word and character n-grams", "sonde", "auto", _AUTO_READS),
+        Recipe("auto", "hidden layers blended with word and character n-grams", "sonde", "auto", _AUTO_READS),
         Recipe(
             "linear",
             "logistic regression on the mean of the last hidden layer",
