@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -273,10 +274,20 @@ def test_predict_abstains_to_keep_a_target_error(files: Path, tmp_path: Path, ru
     assert done.json["abstained"] == 45 and done.json["threshold"] is None and done.json["labels"] == {}
     assert done.json["warnings"] == {"target_error_not_reached": 1}
     assert "to keep the error at or below 0.01: nothing is answered" in done.err
+    done = run("predict", files / "model", files / "new.csv", *out, "--target-error", 0.01)
+    assert "none: no text is sure enough" in done.out and "threshold" not in done.out
     done = run("predict", files / "model", files / "new.csv", *out, "--target-error", 0.7)
     assert done.code == 0 and "abstained" in done.out and "threshold" in done.out
     done = run("predict", files / "model", files / "new.csv", *out)
     assert "abstained" not in done.out
+
+
+def test_fit_says_what_is_read_and_which_neurons_were_chosen(files: Path, tmp_path: Path, run: Run) -> None:
+    given = ("--out", tmp_path / "stc", "--recipe", "stc-hidden", "--sample-rows", 60, "--exit-loss", 0.05, *EXACT)
+    done = run("fit", files / "train.csv", *given)
+    assert done.code == 0 and done.err.count("plan: ") == 2 and "plan: 60 texts, " in done.err
+    shown = re.search(r"eta [\d.]+, \d+ neurons of the first \d layers; texts leave after \d\.\d\d layers", done.out)
+    assert shown, done.out
 
 
 def test_predict_says_what_is_wrong_with_abstaining(files: Path, tmp_path: Path, run: Run) -> None:

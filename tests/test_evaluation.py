@@ -36,7 +36,9 @@ def test_figures_are_those_of_scikit_learn(fitted: TextClassifier) -> None:
     report = evaluate(fitted, NEW_TEXTS, NEW_LABELS)
     predicted, probabilities = fitted.predict(NEW_TEXTS), fitted.predict_proba(NEW_TEXTS)
     assert list(report) == SINGLE
-    assert report["n"] == 120 and report["truncated_rows"] == 0 and report["mean_depth"] == 3  # all layers of the tiny model
+    assert (
+        report["n"] == 120 and report["truncated_rows"] == 0 and report["mean_depth"] == 3
+    )  # all layers of the tiny model
     assert report["accuracy"] == pytest.approx(metrics.accuracy_score(NEW_LABELS, predicted))
     assert report["macro_f1"] == pytest.approx(metrics.f1_score(NEW_LABELS, predicted, average="macro"))
     assert report["log_loss"] == pytest.approx(metrics.log_loss(NEW_LABELS, probabilities), rel=1e-5)

@@ -411,8 +411,8 @@ def test_shades_follow_strength_and_control_characters_are_visible() -> None:
 
 def test_explain_refuses_with_sentences(saved: Path, tmp_path: Path, run: Run) -> None:
     for arguments, sentence in (
-        ((saved / "linear",), "Give texts with --text, or one file of them"),
-        ((saved / "linear", saved / "new.csv", "--text", "good"), "not both and not neither"),
+        ((saved / "linear",), "There is nothing to explain: give texts with --text, or a file of them"),
+        ((saved / "linear", saved / "new.csv", "--text", "good"), "new.csv, not both."),
         ((saved / "linear", "--text", " "), "Text 1 is blank"),
         ((saved / "linear", "--text", "good", "--label", "ship"), "it knows 3: post, rail, weather"),
         ((tmp_path, "--text", "good"), "is not a saved model: it has no sonde.json"),

@@ -232,8 +232,10 @@ def explain(
 ) -> None:
     """Say which layers, neurons, tokens and n-grams spoke for a label."""
     with _session("explanation", as_json) as result:
-        if bool(text) == bool(source):
-            raise ArgumentError("Give texts with --text, or one file of them; not both and not neither.")
+        if not text and not source:
+            raise ArgumentError("There is nothing to explain: give texts with --text, or a file of them.")
+        if text and source:
+            raise ArgumentError(f"Give texts with --text or the file {source}, not both.")
         from sonde.explanation import explain as explained
         from sonde.loading import load
 

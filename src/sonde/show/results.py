@@ -50,8 +50,12 @@ def evaluation(result: Result) -> None:
 
 def prediction(result: Result) -> None:
     """Where the labels went, and how many of each."""
-    facts({name: value for name, value in result.items() if name not in ("labels", "warnings")})
-    table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
+    known = {name: value for name, value in result.items() if name not in ("labels", "warnings") and value is not None}
+    facts(known)
+    if result["labels"]:
+        table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
+    else:
+        facts({"labels": "none: no text is sure enough" if result["rows"] else "none: there are no rows"})
 
 
 def extraction(result: Result) -> None:
@@ -79,9 +83,13 @@ def written(result: Result) -> None:
 
 
 def _choices(learner: Mapping[str, Any]) -> str:
-    """What was chosen out of fold: weights of a blend, C, learning rate and epochs."""
+    """What was chosen out of fold: weights of a blend, neurons and depth, C, learning rate and epochs."""
     if "weights" in learner:
         return " + ".join(f"{weight:.2f} {name}" for name, weight in learner["weights"].items() if weight)
+    if "eta" in learner:
+        chosen = f"eta {learner['eta']:g}, {learner['neurons']:,} neurons of the first {learner['layers']} layers"
+        exits = learner.get("exits")
+        return f"{chosen}; texts leave after {exits['mean_depth']:.2f} layers in the mean" if exits else chosen
     names = {"C": "C", "learning_rate": "learning rate", "epochs": "epochs"}
     return ", ".join(f"{shown} {learner[name]:g}" for name, shown in names.items() if learner.get(name) is not None)
 
