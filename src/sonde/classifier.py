@@ -398,7 +398,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _scaled_logits(self, texts: Any) -> Float32[np.ndarray, "row class"]:
         check_is_fitted(self, "classes_")
         parts = list(self.stream(as_texts(texts)))
-        warn_truncated(sum(part.truncated_rows for part in parts))
+        warn_truncated(sum(int(part.truncated.sum()) for part in parts))
         empty = np.empty((0, len(self.classes_)), dtype=np.float32)
         return np.concatenate([empty, *(part.logits for part in parts)])  # row class
 

@@ -1,6 +1,6 @@
 """The command line: one command = one call into a room.
 
-    fit evaluate predict explain extract inspect recipes bench
+    fit evaluate predict explain serve extract inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
 warnings counted; 2: the user's input is wrong; 1: anything else.
@@ -63,6 +63,8 @@ LAYERS_HELP = "With stc: layers that are read, instead of the fewest that are as
 EXIT_HELP = "With stc: texts leave at the layer that is sure, at this loss of accuracy (0.002)."
 SITE_HELP = "Read these instead of the recipe's sites: hidden.*, ffn.3; repeatable."
 POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeatable."
+SERVED_HELP = "Folders of saved models, or NAME=FOLDER; the first is asked by default."
+TOKEN_HELP = "Ask for `Authorization: Bearer TOKEN`; better given as SONDE_TOKEN."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -243,6 +245,39 @@ def explain(
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
         found = explained(classifier, texts, label=label, against=against, top=top)
         result |= {"model": str(model), "texts": [asdict(one) for one in found]}
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=SERVED_HELP)],
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes any that is free.")] = 8000,
+    token: Annotated[str | None, typer.Option("--token", envvar="SONDE_TOKEN", help=TOKEN_HELP)] = None,
+    max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", help="Of one request.")] = 4 * 2**20,
+    max_texts: Annotated[int, typer.Option("--max-texts", help="In one request.")] = 1024,
+    queue_texts: Annotated[int, typer.Option("--queue-texts", help="That may wait; past it, 503.")] = 4096,
+    queue_characters: Annotated[int, typer.Option("--queue-characters", help="Of all that wait.")] = 16 * 2**20,
+    body_seconds: Annotated[float, typer.Option("--body-seconds", help="A slower body gets 408.")] = 10,
+    answer_seconds: Annotated[float, typer.Option("--answer-seconds", help="A later answer gets 504.")] = 30,
+    stop_seconds: Annotated[float, typer.Option("--stop-seconds", help="A stop waits so long for answers.")] = 30,
+    backbone: Moved = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Answer over HTTP, with a page at /, until SIGTERM or Ctrl+C; SIGHUP reloads the models."""
+    bounds = (max_body_bytes, max_texts, queue_texts, queue_characters, body_seconds, answer_seconds, stop_seconds)
+    with _session("listening", as_json) as result:
+        from sonde.serve import Settings, named_folders, open_service
+
+        settings = Settings(host, port, token or None, *bounds)
+        service = open_service(named_folders(models), settings, backbones=backbone, dtype=dtype, device=device)
+        result |= {"url": service.url, "models": service.models.names}
+    from sonde.serve.logs import to_stderr
+
+    to_stderr()
+    warnings.simplefilter("ignore", SondeWarning)  # the log is all JSON from here on
+    service.run()
 
 
 @app.command()
@@ -435,6 +470,7 @@ def _session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
             counts = _tell(caught)
     if as_json:
         sys.stdout.write(json.dumps({**result, "warnings": counts}, ensure_ascii=True, default=str) + "\n")
+        sys.stdout.flush()  # a service is not done yet
         return
     getattr(results, shown)(result)
     if counts:

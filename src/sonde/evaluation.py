@@ -65,7 +65,7 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     logits = np.concatenate([part.logits for part in parts])  # row class
     probabilities = to_probabilities(logits, classifier.multilabel_)
     taken = {
-        "truncated_rows": sum(part.truncated_rows for part in parts),
+        "truncated_rows": sum(int(part.truncated.sum()) for part in parts),
         "mean_depth": float(np.concatenate([part.depths for part in parts]).mean()),
     }
     return _report(classifier, targets.indicator, probabilities, taken)

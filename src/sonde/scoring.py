@@ -29,8 +29,8 @@ class Scores:
 
     logits: Float32[np.ndarray, "row class"]
     """Before the temperature of the classifier."""
-    truncated_rows: int
-    """Texts of which a backbone did not see the whole."""
+    truncated: Bool[np.ndarray, " row"]
+    """Whether a backbone did not see the whole of a text."""
     depths: Int64[np.ndarray, " row"]
     """Layers that each text ran through, of all backbones together; 0 where none is read."""
 
@@ -50,7 +50,7 @@ def score(model: Fitted, texts: list[str], sources: "Mapping[int, Source]", stor
     if not model.needs:
         for start in range(0, len(texts), CHUNK_ROWS):
             some = texts[start : start + CHUNK_ROWS]
-            yield Scores(model.logits({}, some), 0, np.zeros(len(some), dtype=np.int64))
+            yield Scores(model.logits({}, some), np.zeros(len(some), bool), np.zeros(len(some), np.int64))
         return
     cascade = learning.as_cascade(model)
     if cascade is not None and len(sources) == 1:
@@ -76,7 +76,7 @@ def _whole(model: Fitted, texts: list[str], sources: "Mapping[int, Source]", sto
     layers = layers_run(blocks, sources)
     for window in extract(texts, sources, blocks, store, total=len(texts)):
         logits = model.logits(window.blocks, texts[window.start : window.start + window.rows])
-        yield Scores(logits, int((window.lost > 0).any(axis=0).sum()), np.full(window.rows, layers))
+        yield Scores(logits, np.asarray((window.lost > 0).any(axis=0)), np.full(window.rows, layers))
 
 
 def _leaving(cascade: "Cascade", texts: list[str], sources: "Mapping[int, Source]") -> Iterator[Scores]:
@@ -90,7 +90,7 @@ def _leaving(cascade: "Cascade", texts: list[str], sources: "Mapping[int, Source
         some = texts[start : start + CHUNK_ROWS]
         run = _Run(cascade, len(some))
         staged = read_in_stages(some, source, stages, run.goes_on)
-        yield Scores(run.logits, int((staged.lost > 0).sum()), cascade.depths[staged.reached])
+        yield Scores(run.logits, staged.lost > 0, cascade.depths[staged.reached])
 
 
 class _Run:

@@ -1,6 +1,6 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, prediction, explanation, extraction, inspection, recipes, written
+fit, evaluation, prediction, explanation, listening, extraction, inspection, recipes, written
 """
 
 import re
@@ -11,7 +11,9 @@ from sonde.show.layers import strata
 from sonde.show.reasons import explanation
 from sonde.show.terminal import facts, table
 
-__all__ = ["evaluation", "explanation", "extraction", "fit", "inspection", "prediction", "recipes", "written"]
+__all__ = [
+    "evaluation", "explanation", "extraction", "fit", "inspection", "listening", "prediction", "recipes", "written",
+]  # fmt: skip
 
 Result = Mapping[str, Any]
 
@@ -56,6 +58,11 @@ def prediction(result: Result) -> None:
         table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
     else:
         facts({"labels": "none: no text is sure enough" if result["rows"] else "none: there are no rows"})
+
+
+def listening(result: Result) -> None:
+    """Where a service answers, and with which models."""
+    facts({**result, "models": ", ".join(result["models"])})
 
 
 def extraction(result: Result) -> None:

@@ -1,0 +1,47 @@
+// Files of texts, and files of labels.
+//
+// parse    the text of a file -> rows of cells (RFC 4180); separator null = each row is one cell
+// write    rows of cells -> the text of a CSV file that spreadsheets read as data
+
+export function parse(source, separator) {
+  const rows = [];
+  let row = [], cell = "", quoted = false, fresh = true;
+  const endCell = () => { row.push(cell); cell = ""; fresh = true; };
+  const endRow = () => { endCell(); if (row.length > 1 || row[0] !== "") rows.push(row); row = []; };
+  const text = source.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n");
+  for (let i = 0; i < text.length; i++) {
+    const sign = text[i];
+    if (quoted) {
+      if (sign !== '"') cell += sign;
+      else if (text[i + 1] === '"') { cell += '"'; i++; }
+      else quoted = false;
+    } else if (sign === '"' && fresh && closes(text, i, separator)) { quoted = true; fresh = false; }
+    else if (sign === "\n") endRow();
+    else if (sign === separator) endCell();
+    else { cell += sign; fresh = false; }
+  }
+  endRow();
+  return rows;
+}
+
+// A quote opens a quoted cell only if one closes it right before a separator or the end of a row: people quote people.
+function closes(text, start, separator) {
+  for (let i = start + 1; i < text.length; i++) {
+    if (text[i] !== '"') continue;
+    if (text[i + 1] === '"') { i++; continue; }
+    return i + 1 === text.length || text[i + 1] === "\n" || text[i + 1] === separator;
+  }
+  return false;
+}
+
+// Spreadsheets run cells that begin so as formulas.
+const FORMULA = /^[=+\-@\t\r\n]/;
+
+export function write(rows) {
+  const cell = (value) => {
+    const text = typeof value === "number" ? String(value) : String(value ?? "");
+    const harmless = typeof value !== "number" && FORMULA.test(text) ? `'${text}` : text;
+    return /[",;'\t\r\n]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+  };
+  return "\uFEFF" + rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+}
