@@ -24,6 +24,7 @@ from sonde.learn.targets import Targets
 
 # Sums of thirds and 10 * (1 - .1) are not exact in binary fractions; no share of a label is as small.
 ROUNDING = 1e-9
+TINY_ALPHA = 1e-15  # of the least floats the reciprocal is infinite, and has no ceiling
 
 
 def conformal_scores(probabilities: Float[np.ndarray, "row class"], targets: Targets) -> Float64[np.ndarray, "..."]:
@@ -101,9 +102,10 @@ def predict_sets(
     """
     threshold = conformal_threshold(scores, alpha)
     if threshold == math.inf:
+        needed = math.ceil(1 / max(alpha, TINY_ALPHA) - 1 - ROUNDING)
         warn(
-            f"Label sets with alpha={alpha} need at least {math.ceil(1 / alpha - 1 - ROUNDING)} rows held out for "
-            f"them, but there are {_rows(scores)}: every set holds all classes. Train on more rows, or raise alpha.",
+            f"Label sets with alpha={alpha} need at least {needed} rows held out for them, but there are "
+            f"{_rows(scores)}: every set holds all classes. Train on more rows, or raise alpha.",
             "few_conformal_rows",
             len(probabilities),
         )

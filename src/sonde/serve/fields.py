@@ -177,7 +177,6 @@ _SENTENCES = {
     "missing": "{where} is missing.",
     "extra_forbidden": "{where} is no field of this request; it may have: {known}.",
     "string_type": "{where} must be text.",
-    "string_unicode": "{where} holds a lone surrogate, which is no character.",
     "model_attributes_type": "The body must be a JSON object.",
     "model_type": "The body must be a JSON object.",
     "list_type": "{where} must be a list.",
@@ -200,5 +199,5 @@ def sentence_of(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) 
 
 
 def _path(parts: Sequence[str | int]) -> str:
-    """`texts[3]`; names of fields that we do not know are cut."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f"{part:.60}" for part in parts[:2])
+    """`texts[3]`; names of fields that we do not know are cut. Further words are kinds that pydantic tried."""
+    return f"{parts[0]:.60}" + "".join(f"[{part}]" for part in parts[1:] if isinstance(part, int))

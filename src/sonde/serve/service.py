@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 2048
 """Past it uvicorn itself answers 503: idle connections cost memory and file handles too."""
 
+BACKLOG = 2048
+"""Connections that the system holds until they are accepted; it may allow fewer."""
+
 IDLE_SECONDS = 20
 """A connection without a request is closed then; longer than the pauses of a person who tries texts."""
 
@@ -69,6 +72,8 @@ class Service:
         self._socket = _bind(settings)  # first: a port that is taken is said in a second, not after a minute
         try:
             self.models = Models(folders, **load)
+            with _refused(settings):
+                self._socket.listen(BACKLOG)  # who reads the address from now on may ask there
         except BaseException:
             self._socket.close()
             raise
@@ -168,8 +173,21 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _bind(settings: Settings) -> socket.socket:
+@contextmanager
+def _refused(settings: Settings) -> Iterator[None]:
+    """An `ArgumentError` where the system gives no address."""
     try:
+        yield
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ArgumentError(
+            f"The service cannot listen at {settings.host}, port {settings.port}: {said}. "
+            "Give another --host or --port; --port 0 takes any that is free."
+        ) from error
+
+
+def _bind(settings: Settings) -> socket.socket:
+    with _refused(settings):
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         bound = socket.socket(family, kind, protocol)
@@ -179,13 +197,7 @@ def _bind(settings: Settings) -> socket.socket:
         except BaseException:
             bound.close()
             raise
-    except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ArgumentError(
-            f"The service cannot listen at {settings.host}, port {settings.port}: {said}. "
-            "Give another --host or --port; --port 0 takes any that is free."
-        ) from error
-    return bound
+        return bound
 
 
 def _whole(seconds: float) -> int:
