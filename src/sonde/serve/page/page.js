@@ -103,7 +103,7 @@ async function why(text, { model }) {
   const number = ({ contribution }) => ({ number: signed(contribution) });
   $("token-table").replaceChildren(grid(["token", "says"], rows.map((one) => [one.text, number(one)]), "Tokens, the loudest first"));
   if (said.grams.length) {
-    const grams = said.grams.map((one) => [one.gram, one.kind, number(one)]);
+    const grams = said.grams.map((one) => [one.kind === "char" ? one.gram.replaceAll(" ", "␣") : one.gram, one.kind, number(one)]);
     $("gram-table").replaceChildren(grid(["n-gram", "of", "says"], grams, "N-grams, contained in the tokens"));
   }
 }
