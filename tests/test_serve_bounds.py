@@ -180,6 +180,15 @@ def test_who_asks_before_sending_too_much_is_refused_before(service: Service) ->
     assert everything(connection).startswith(b"HTTP/1.1 413 ")
 
 
+def test_who_is_refused_before_a_large_body_is_not_listened_to(service: Service) -> None:
+    for length, closes in ((100, False), (10**6, True)):
+        with connected(service) as connection:
+            head = f"POST /v1/classify HTTP/1.1\r\nHost: evil.example\r\nContent-Length: {length}\r\n\r\n"
+            connection.sendall(head.encode() + b"a" * 100)
+            said = connection.recv(65536)
+            assert said.startswith(b"HTTP/1.1 403 ") and (b"\r\nconnection: close\r\n" in said) == closes
+
+
 def test_a_slow_body_gets_408(folder: Path) -> None:
     with running({"words": folder}, body_seconds=0.3) as service:
         connection = connected(service)
@@ -277,6 +286,7 @@ def test_too_many_requests_or_bodies_at_once_are_refused(folder: Path, monkeypat
         monkeypatch.setattr(guarding, "MAX_REQUESTS", 3)
         refused = post(service, {"text": "a"})
         assert refused.status == 503 and "Too many requests" in refused.error and refused.headers["retry-after"]
+        assert [ask(service, path).status for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
         monkeypatch.setattr(guarding, "MAX_REQUESTS", 100)
         monkeypatch.setattr(guarding, "MAX_BODIES_BYTES", 1000)
         refused = post(service, {"text": "a" * 1000})

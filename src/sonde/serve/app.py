@@ -7,7 +7,7 @@ PATHS   the routes, as metrics and logs name them
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Response
@@ -285,8 +285,6 @@ def _documented(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------- errors
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 async def _failed(request: Request, error: Exception) -> Response:

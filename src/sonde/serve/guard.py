@@ -44,6 +44,13 @@ MAX_BODIES_BYTES = 64 * 2**20
 DRAINED_BODIES = 16
 """So many times the allowed size is read and dropped before a 413: a client that is still sending reads no answer."""
 
+SMALL_BODY_BYTES = 65536
+"""A refusal that comes before the body closes the connection, unless the body is this small: it is here already then,
+and who was told to come again need not connect again."""
+
+PROBES = {"/healthz", "/readyz", "/metrics"}
+"""Answered however many requests there are: who kills what does not answer would otherwise kill what is busy."""
+
 BUSY_SECONDS = 1
 """Retry-After where there are too many requests or bodies: each is gone in about that time."""
 
@@ -120,7 +127,7 @@ class Guard:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_token(scope["path"], headers)
-        if self.in_flight > MAX_REQUESTS:
+        if self.in_flight > MAX_REQUESTS and scope["path"] not in PROBES:
             raise Refused(503, "Too many requests at once; come again.", {"Retry-After": str(BUSY_SECONDS)})
         body = bytearray()
         try:
@@ -160,12 +167,12 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    async def _read(self, body: bytearray, headers: Headers, receive: Receive) -> None:
+    async def _read(self, body: bytearray, asked: Headers, receive: Receive) -> None:
         """Fill `body`; what is too large is dropped as it comes, never kept."""
         most = self._settings.max_body_bytes
-        announced = headers.get("content-length", "")
+        announced = asked.get("content-length", "")
         too_large = announced.isdecimal() and int(announced) > most
-        if too_large and headers.get("expect", "").lower() == "100-continue":
+        if too_large and asked.get("expect", "").lower() == "100-continue":
             raise self._too_large()
         seen, more = 0, True
         while more:
@@ -184,7 +191,8 @@ class Guard:
             body += chunk
             self._bytes += len(chunk)
             if self._bytes > MAX_BODIES_BYTES:
-                raise Refused(503, "Too much arrives at once; come again.", {"Retry-After": str(BUSY_SECONDS)})
+                headers = {"Retry-After": str(BUSY_SECONDS), "Connection": "close"}
+                raise Refused(503, "Too much arrives at once; come again.", headers)
         if too_large:
             raise self._too_large()
 
@@ -195,7 +203,8 @@ class Guard:
         )
 
     async def _refuse(self, refused: Refused, exchange: "_Exchange", receive: Receive) -> None:
-        response = problem(refused.status, refused.sentence, exchange.id, refused.headers)
+        closing = {"Connection": "close"} if _is_large(Headers(scope=exchange.scope)) else {}
+        response = problem(refused.status, refused.sentence, exchange.id, {**closing, **refused.headers})
         await response(exchange.scope, receive, exchange.send)
 
     def _record(self, exchange: "_Exchange") -> None:
@@ -221,6 +230,12 @@ class Guard:
         if path in self._paths:
             return path
         return "/v1/models/{name}/reload" if RELOAD.fullmatch(path) else "other"
+
+
+def _is_large(headers: Headers) -> bool:
+    """Whether a request announces a large body, or one of unknown size."""
+    announced = headers.get("content-length", "")
+    return "transfer-encoding" in headers or (announced.isdecimal() and int(announced) > SMALL_BODY_BYTES)
 
 
 CLIENT_GONE = 499

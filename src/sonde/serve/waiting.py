@@ -39,6 +39,10 @@ RECENT = 0.2
 
 LONGEST_RETRY_SECONDS = 60
 
+LAST_SECONDS = 10
+"""For the end of the thread. Who waited has been answered or given up before; only a call that nobody needs, or one
+that hangs, can still be running."""
+
 
 class Full(Exception):
     """Too much waits already."""
@@ -115,11 +119,11 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer what waits, then end."""
+        """Answer what waits, then end; a model that hangs is left behind."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(LAST_SECONDS)
 
     def put(self, job: Job) -> None:
         """Let a job wait, or raise `Full`."""
