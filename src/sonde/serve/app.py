@@ -6,14 +6,11 @@ PATHS   the routes, as metrics and logs name them
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from sonde import __version__
@@ -31,15 +28,12 @@ from sonde.serve.fields import (
     ModelList,
     Problem,
     State,
-    sentence_of,
 )
-from sonde.serve.guard import CLIENT_GONE, problem
 from sonde.serve.metrics import Metrics
 from sonde.serve.models import Model, Models
+from sonde.serve.problems import CLIENT_GONE, STATUSES, Refused, add_handlers, documented
 from sonde.serve.settings import Settings
 from sonde.serve.waiting import Full, Job, Worker
-
-logger = logging.getLogger(__name__)
 
 PATHS = {"/", "/v1/classify", "/v1/explain", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json"}
 
@@ -51,24 +45,10 @@ DESCRIPTION = (
     "`request_id`, which the header `X-Request-ID` sets and every answer carries."
 )
 
-_PROBLEMS = {
-    400: "The body is no JSON.",
-    401: "A token is due and was not given.",
-    404: "There is no such model.",
-    408: "The body took too long to arrive.",
-    409: "The folder of the model cannot be loaded; the old model is served on.",
-    413: "The body is too large.",
-    422: "A field is wrong.",
-    500: "A defect of the service.",
-    503: "Too much waits; the header Retry-After says for how many seconds.",
-    504: "The answer took too long.",
-}
-
-
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METRICS_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {"content": {_METRICS_TYPE: {"schema": {"type": "string"}}}, "description": "Prometheus' text format."},
-    401: {"model": Problem, "description": _PROBLEMS[401]},
+    401: {"model": Problem, "description": STATUSES[401]},
 }
 _CLASSIFY = Body(
     openapi_examples={
@@ -76,14 +56,6 @@ _CLASSIFY = Body(
         "many texts, with options": {"value": CLASSIFY_EXAMPLES[1]},
     }
 )
-
-
-class Failed(Exception):
-    """An answer that is an error: status, sentence, headers."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers
 
 
 def build(
@@ -111,10 +83,7 @@ def build(
     _Routes(models, worker, settings, metrics, stopping).add_to(app)
     for path, respond in page.routes():
         app.router.routes.append(Route(path, respond, methods=["GET"], include_in_schema=False))
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Failed, _failed)
-    app.add_exception_handler(Exception, _defect)
+    add_handlers(app)
     app.openapi = lambda: _documented(app, settings)  # type: ignore[method-assign]
     return app
 
@@ -130,14 +99,14 @@ class _Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Register every route with its documentation."""
-        asked = _errors(400, 401, 404, 408, 413, 422, 500, 503, 504)
+        asked = documented(400, 401, 404, 408, 413, 422, 500, 503, 504)
         app.post("/v1/classify", response_model=ClassifyAnswer, responses=asked)(self.classify)
         app.post("/v1/explain", response_model=ExplainAnswer, responses=asked)(self.explain)
-        app.get("/v1/models", response_model=ModelList, responses=_errors(401))(self.list_models)
-        reloads = _errors(401, 403, 404, 409, 422)
+        app.get("/v1/models", response_model=ModelList, responses=documented(401))(self.list_models)
+        reloads = documented(401, 403, 404, 409, 422)
         app.post("/v1/models/{name}/reload", response_model=ModelEntry, responses=reloads)(self.reload)
         app.get("/healthz", response_model=State)(self.health)
-        app.get("/readyz", response_model=State, responses=_errors(503))(self.ready)
+        app.get("/readyz", response_model=State, responses=documented(503))(self.ready)
         app.get("/metrics", response_class=Response, responses=_METRICS_ANSWER)(self.show_metrics)
 
     async def classify(self, request: Request, body: Annotated[ClassifyRequest, _CLASSIFY]) -> Response:
@@ -154,7 +123,7 @@ class _Routes:
         """Say which layers, neurons, tokens and n-grams spoke for a label."""
         model = self._find(body.model)
         if len(body.text) > MAX_EXPLAINED_CHARACTERS:
-            raise Failed(
+            raise Refused(
                 422,
                 f"The field 'text' has {len(body.text):,} characters; one of {MAX_EXPLAINED_CHARACTERS:,} can be "
                 "explained.",
@@ -171,14 +140,14 @@ class _Routes:
     async def reload(self, name: str) -> Response:
         """Load a model anew from its folder; needs a service that was started with a token."""
         if self.settings.token is None:
-            raise Failed(403, "Models are reloaded over HTTP only where a token is asked for; send SIGHUP instead.")
+            raise Refused(403, "Models are reloaded over HTTP only where a token is asked for; send SIGHUP instead.")
         if self.models.find(name) is None:
-            raise Failed(404, self._unknown(name))
+            raise Refused(404, self._unknown(name))
         try:
             model = await asyncio.to_thread(self.models.reload, name)
         except SondeError as error:
             self.metrics.reloads.labels(name, "failed").inc()
-            raise Failed(409, f"The model {name!r} stays as it was: {error}") from error
+            raise Refused(409, f"The model {name!r} stays as it was: {error}") from error
         self.metrics.reloads.labels(name, "done").inc()
         return _json(described(model))
 
@@ -189,10 +158,10 @@ class _Routes:
     async def ready(self) -> Response:
         """Say whether requests should be sent here."""
         if self.stopping():
-            raise Failed(503, "The service is stopping.")
+            raise Refused(503, "The service is stopping.")
         stuck = self.worker.stuck_seconds()
         if stuck > self.settings.answer_seconds:
-            raise Failed(503, f"The model has not answered for {stuck:.0f} s.")
+            raise Refused(503, f"The model has not answered for {stuck:.0f} s.")
         return _json({"status": "ready"})
 
     async def show_metrics(self) -> Response:
@@ -204,7 +173,7 @@ class _Routes:
     def _find(self, name: str | None) -> Model:
         model = self.models.find(name)
         if model is None:
-            raise Failed(404, self._unknown(str(name)))
+            raise Refused(404, self._unknown(str(name)))
         return model
 
     def _unknown(self, name: str) -> str:
@@ -212,10 +181,10 @@ class _Routes:
 
     def _texts(self, body: ClassifyRequest) -> list[str]:
         if (body.text is None) == (body.texts is None):
-            raise Failed(422, "Give either 'text' or 'texts', and not both.")
+            raise Refused(422, "Give either 'text' or 'texts', and not both.")
         texts = [body.text] if body.text is not None else body.texts or []
         if len(texts) > self.settings.max_texts:
-            raise Failed(
+            raise Refused(
                 422,
                 f"The field 'texts' has {len(texts):,} entries; one request may have {self.settings.max_texts:,}.",
             )
@@ -229,7 +198,7 @@ class _Routes:
             self.worker.put(job)
         except Full as full:
             self.metrics.refused.inc()
-            raise Failed(
+            raise Refused(
                 503, f"Too much waits already; come again in {full.seconds} s.", {"Retry-After": str(full.seconds)}
             ) from full
         gone = asyncio.ensure_future(_until_gone(request))
@@ -245,8 +214,8 @@ class _Routes:
         if job.abandoned:
             job.future.cancel()
             if gone.done() and not gone.cancelled():
-                raise Failed(CLIENT_GONE, "Nobody waits for the answer any more.")
-            raise Failed(504, f"The answer took longer than {self.settings.answer_seconds:g} s.")
+                raise Refused(CLIENT_GONE, "Nobody waits for the answer any more.")
+            raise Refused(504, f"The answer took longer than {self.settings.answer_seconds:g} s.")
         self.metrics.texts.labels(job.model.name, task).inc(len(job.texts))
         return _refuse_bad(job.future.result)
 
@@ -256,7 +225,7 @@ def _refuse_bad(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except InputError as error:
-        raise Failed(422, str(error)) from error
+        raise Refused(422, str(error)) from error
 
 
 async def _until_gone(request: Request) -> None:
@@ -269,10 +238,6 @@ def _json(content: Any) -> Response:
     return Response(json.dumps(content, allow_nan=False), media_type="application/json")
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem, "description": _PROBLEMS.get(status, "Not allowed.")} for status in statuses}
-
-
 def _documented(app: FastAPI, settings: Settings) -> dict[str, Any]:
     """The OpenAPI document, with the token where one is asked for."""
     if app.openapi_schema is None:
@@ -282,48 +247,3 @@ def _documented(app: FastAPI, settings: Settings) -> dict[str, Any]:
             document["security"] = [{"token": []}]
         app.openapi_schema = document
     return app.openapi_schema
-
-
-# ------------------------------------------------------------------- errors
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Failed)
-    return problem(error.status, error.sentence, request.scope["sonde_id"], error.headers)
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    """The guard logs it."""
-    return problem(500, "Something went wrong in the service; its log knows more.", request.scope["sonde_id"])
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    """FastAPI's verdict on a body."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    if found[0]["type"] == "json_invalid":
-        place = found[0]["loc"][-1]
-        sentence = f"The body is no JSON: {found[0].get('ctx', {}).get('error', 'it ends early')} at character {place}."
-        return problem(400, sentence, request.scope["sonde_id"])
-    asked = ExplainRequest if request.url.path.endswith("explain") else ClassifyRequest
-    if found[0]["loc"] == ("body",) and not _is_json(request):
-        sentence = "The body must be a JSON object, sent with 'Content-Type: application/json'."
-    else:
-        sentence = sentence_of(found, list(asked.model_fields))
-    return problem(422, sentence, request.scope["sonde_id"])
-
-
-def _is_json(request: Request) -> bool:
-    return "json" in request.headers.get("content-type", "")
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    """Unknown addresses and methods, and bodies that FastAPI could not parse."""
-    assert isinstance(error, HTTPException)
-    sentences = {
-        400: "The body is no JSON, or is nested too deeply.",
-        404: "There is nothing at this address; GET /openapi.json lists what there is.",
-        405: "This address does not take this method; GET /openapi.json lists those that it takes.",
-    }
-    sentence = sentences.get(error.status_code, str(error.detail))
-    return problem(error.status_code, sentence, request.scope["sonde_id"], dict(error.headers or {}))

@@ -1,26 +1,24 @@
 """What every request goes through before the routes see it.
 
 Guard      an ASGI application around another: ids, who may ask, bounds of bodies, headers, one log line, metrics
-problem    the response of an error
 
 The body is read here, so that its size and its time are bounded while it arrives; the routes get it whole.
 """
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sonde.serve.metrics import Metrics
+from sonde.serve.problems import CLIENT_GONE, DEFECT, Refused, problem
 from sonde.serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,20 +64,6 @@ SECURITY_HEADERS = {
 """On every answer; a route may set its own."""
 
 
-class Refused(Exception):
-    """A request that the routes do not get to see."""
-
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, dict(headers or {})
-
-
-def problem(status: int, sentence: str, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as JSON: a sentence, and the id under which the log has the request."""
-    body = json.dumps({"error": sentence, "request_id": request_id})
-    return Response(body, status, dict(headers or {}), "application/json")
-
-
 class Guard:
     """An ASGI application around another.
 
@@ -118,7 +102,7 @@ class Guard:
         except Exception:
             logger.exception("a request failed", extra={"fields": {"id": exchange.id}})
             if not exchange.status:
-                await self._refuse(Refused(500, "Something went wrong; the log knows more."), exchange, receive)
+                await self._refuse(Refused(500, DEFECT), exchange, receive)
         finally:
             self.in_flight -= 1
             self._record(exchange)
@@ -237,9 +221,6 @@ def _is_large(headers: Headers) -> bool:
     announced = headers.get("content-length", "")
     return "transfer-encoding" in headers or (announced.isdecimal() and int(announced) > SMALL_BODY_BYTES)
 
-
-CLIENT_GONE = 499
-"""What logs and metrics say where nobody was left to answer; nginx writes it so."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 

@@ -8,6 +8,7 @@ Models          all of them; a reload puts a new one in an old one's place, or c
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, SondeError
 from sonde.loading import load
+from sonde.progress import watching
 
 if TYPE_CHECKING:
     from sonde.read.extract import Source
@@ -162,7 +164,8 @@ def _open(name: str, folder: Path, settings: Mapping[str, Any]) -> Model:
         layers_run=sum(_depth(classifier.model_.needs, index, source) for index, source in sources.items()),
         layers=sum(sum(source.backbone.layers.values()) for source in sources.values()),
     )
-    model.answer([WARM_UP])
+    with watching(lambda *_: nullcontext(lambda _: None)):  # no bar for a text that nobody gave
+        model.answer([WARM_UP])
     return model
 
 

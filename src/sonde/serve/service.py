@@ -6,6 +6,7 @@ Service   bound and loaded when it is made; `run` answers until it is stopped
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ MAX_CONNECTIONS = 2048
 
 BACKLOG = 2048
 """Connections that the system holds until they are accepted; it may allow fewer."""
+
+SWITCH_SECONDS = 0.0005
+"""After which Python lets another thread run. Its default, 5 ms, is what each socket call of the event loop may wait for
+while a model runs: a request makes a handful of them."""
 
 IDLE_SECONDS = 20
 """A connection without a request is closed then; longer than the pauses of a person who tries texts."""
@@ -114,6 +119,7 @@ class Service:
     def run(self) -> None:
         """Answer until SIGTERM, SIGINT or `stop`; what was accepted is answered before it ends. SIGHUP reloads."""
         self._worker.start()
+        sys.setswitchinterval(SWITCH_SECONDS)
         logger.info("listening", extra={"fields": {"url": self.url, "models": self.models.names}})
         try:
             self._server.run([self._socket])
