@@ -35,8 +35,8 @@ BACKLOG = 2048
 """Connections that the system holds until they are accepted; it may allow fewer."""
 
 SWITCH_SECONDS = 0.0005
-"""After which Python lets another thread run. Its default, 5 ms, is what each socket call of the event loop may wait for
-while a model runs: a request makes a handful of them."""
+"""After which Python lets another thread run. Its default, 5 ms, is what each socket call of the event loop may wait
+for while a model runs: a request makes a handful of them."""
 
 IDLE_SECONDS = 20
 """A connection without a request is closed then; longer than the pauses of a person who tries texts."""
