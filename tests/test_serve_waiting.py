@@ -27,7 +27,9 @@ class Reader:
         time.sleep(self.seconds)
         if "poison" in texts:
             raise ValueError("cannot be read")
-        return Answer(np.array([[float(len(text))] for text in texts]), np.zeros(len(texts), dtype=bool))
+        return Answer(
+            np.array([[float(len(text))] for text in texts]), np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
+        )
 
 
 def model(reader: Reader, name: str = "m", call_tokens: int = 100) -> Model:

@@ -40,7 +40,7 @@ def classified(model: Model, answer: Answer, alpha: float, abstain_below: float 
             "label_set": [labels[column] for column in sets[row].nonzero()[0]],
             "abstained": abstained,
             "truncated": bool(answer.truncated[row]),
-            "layers_run": model.layers_run,
+            "layers_run": int(answer.depths[row]),
         })  # fmt: skip
     return {"model": model.name, "labels": labels, "alpha": alpha, "results": results}
 

@@ -143,7 +143,7 @@ class ModelEntry(BaseModel):
     labels: list[Label]
     multilabel: bool
     backbones: list[str]
-    layers_run: Annotated[int, Field(description="Blocks that a text goes through.")]
+    layers_run: Annotated[int, Field(description="Blocks that a text goes through at most.")]
     layers: Annotated[int, Field(description="Blocks that the backbones have.")]
     loaded: Annotated[str, Field(description="When, in UTC.")]
 

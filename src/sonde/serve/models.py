@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, SondeError
+from sonde.learn.calibration import to_probabilities
 from sonde.loading import load
 from sonde.progress import watching
+from sonde.scoring import blocks_of
 
 if TYPE_CHECKING:
-    from sonde.read.extract import Source
+    from sonde.read.blocks import Source
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Names stand in addresses, logs and metrics."""
@@ -71,6 +73,20 @@ class Answer:
     """Calibrated, columns in the order of the labels."""
     truncated: Bool[np.ndarray, " row"]
     """Whether a text was longer than the model reads."""
+    depths: Int64[np.ndarray, " row"]
+    """Blocks that each text went through, all backbones together."""
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Answer]") -> "Answer":
+        """The answers to consecutive texts as one."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ([getattr(part, name) for part in parts] for name in ("probabilities", "truncated", "depths"))
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def take(self, rows: slice) -> "Answer":
+        """The answer to some of the texts."""
+        return Answer(self.probabilities[rows], self.truncated[rows], self.depths[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +102,7 @@ class Model:
     call_tokens: int
     """Tokens that one call should read at most."""
     layers_run: int
-    """Blocks that a text goes through, all backbones together; 0 if none is read."""
+    """Blocks that a text goes through at most, all backbones together; 0 if none is read."""
     layers: int
     """Blocks that these backbones have."""
     loaded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -94,9 +110,9 @@ class Model:
 
     def answer(self, texts: list[str]) -> Answer:
         """Read some texts in one call."""
-        parts = list(self.classifier.stream(texts))
-        probabilities, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Answer(probabilities, truncated)
+        several = self.classifier.multilabel_
+        parts = self.classifier.stream(texts)
+        return Answer.joined([Answer(to_probabilities(p.logits, several), p.truncated, p.depths) for p in parts])
 
 
 class Models:
@@ -161,7 +177,7 @@ def _open(name: str, folder: Path, settings: Mapping[str, Any]) -> Model:
         classifier,
         most_tokens=None if whole else max(source.view.max_tokens for source in sources.values()),
         call_tokens=min((_call_tokens(source) for source in sources.values()), default=CALL_TOKENS_OF_TEXT),
-        layers_run=sum(_depth(classifier.model_.needs, index, source) for index, source in sources.items()),
+        layers_run=_layers_run(classifier, sources),
         layers=sum(sum(source.backbone.layers.values()) for source in sources.values()),
     )
     with watching(lambda *_: nullcontext(lambda _: None)):  # no bar for a text that nobody gave
@@ -173,18 +189,9 @@ def _call_tokens(source: "Source") -> int:
     return CALL_TOKENS.get(source.backbone.device.type, CALL_TOKENS["cpu"])
 
 
-def _depth(needs: Sequence[str], index: int, source: "Source") -> int:
-    """Blocks that one forward pass runs: reading stops after the deepest site."""
-    from sonde.read.sites import DECODER, MAIN
-    from sonde.read.sources import block_of
+def _layers_run(classifier: TextClassifier, sources: "Mapping[int, Source]") -> int:
+    if not sources:
+        return 0
+    from sonde.read.sources import layers_run
 
-    backbone = source.backbone
-    named = [block_of(name, {index: source}).site for name in needs if name.startswith(f"{index}/")]
-    sites = [backbone.sentence.site if site.kind == "sentence" else site for site in named]
-    deepest = dict.fromkeys(backbone.layers, 0)
-    for site in sites:
-        layer = backbone.layers[site.stack] if site.layer is None else site.layer
-        deepest[site.stack] = max(deepest[site.stack], layer)
-    if any(site.stack == DECODER for site in sites):  # it reads what the whole encoder gives
-        deepest[MAIN] = backbone.layers[MAIN]
-    return sum(deepest.values())
+    return layers_run(blocks_of(classifier.model_, sources).values(), sources)

@@ -20,8 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from sonde.errors import InputError
 from sonde.serve.models import Answer, Model
 from sonde.serve.settings import Settings
@@ -233,10 +231,10 @@ class Worker:
         row = 0
         for job, start, stop in slices:
             rows = slice(row, row + stop - start)
-            job.parts.append(Answer(answer.probabilities[rows], answer.truncated[rows]))
+            job.parts.append(answer.take(rows))
             job.done = stop
             row += stop - start
-        return [(job, _joined(job.parts)) for job, _, stop in slices if stop == len(job.texts)]
+        return [(job, Answer.joined(job.parts)) for job, _, stop in slices if stop == len(job.texts)]
 
     def _one_by_one(self, slices: list[Slice], error: Exception) -> list[tuple[Job, Any]]:
         """A text that a model cannot read, or a lack of memory, is the business of its own request alone."""
@@ -269,14 +267,6 @@ class Worker:
 def _tokens(text: str, most: int | None) -> int:
     tokens = len(text) // CHARACTERS_PER_TOKEN + SPECIAL_TOKENS
     return tokens if most is None else min(tokens, most)
-
-
-def _joined(parts: list[Answer]) -> Answer:
-    if len(parts) == 1:
-        return parts[0]
-    return Answer(
-        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.truncated for part in parts])
-    )
 
 
 def _attempt(call: Callable[[], Any]) -> Any:
