@@ -7,7 +7,9 @@ SondeError
 │   ├── BackboneError              a model id, folder, site or pooling
 │   ├── RecipeError                a recipe name, or a role that a recipe needs and was not given
 │   ├── ModelError                 a saved model that cannot be trusted or understood
-│   └── StoreError                 the activation store, its folder or its disk
+│   ├── StoreError                 the activation store, its folder or its disk
+│   └── EndpointError              a language model behind HTTP that is not reached, refuses, or answers nonsense
+│       └── BudgetError            what it may cost is spent
 ├── ReadingError (RuntimeError)    a backbone produced NaN or infinity
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -50,6 +52,14 @@ class ModelError(InputError):
 
 class StoreError(InputError):
     """The activation store cannot be used: its folder, its disk, or a damaged file."""
+
+
+class EndpointError(InputError):
+    """A language model behind HTTP is not reached, refuses, or does not answer in the form that was agreed."""
+
+
+class BudgetError(EndpointError):
+    """What the answers of an endpoint may cost, in tokens or money, is spent."""
 
 
 class ReadingError(SondeError, RuntimeError):

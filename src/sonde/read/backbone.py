@@ -3,6 +3,7 @@
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
 Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_in_stages`
                 and `read_tokens`
+quiet           transformers without its progress bars and reports
 """
 
 import threading
@@ -321,7 +322,7 @@ def _load(name: str, path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, 
     """(model, tokenizer, names of weights that the checkpoint lacks), without progress bars and reports."""
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(path), **settings)
             model, info = AutoModel.from_pretrained(str(path), dtype=dtype, output_loading_info=True, **settings)
     except Exception as error:  # transformers raises nearly every kind; all mean that this folder is of no use
@@ -341,7 +342,7 @@ def _load(name: str, path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the progress bars and loading reports of transformers."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
