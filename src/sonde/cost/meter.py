@@ -126,7 +126,8 @@ class _Running:
             return None
         if self.tracker is not None:
             self.tracker.stop()
-            return Energy(float(self.tracker.final_emissions_data.energy_consumed), "codecarbon", True)
+            found = getattr(self.tracker, "final_emissions_data", None)  # it logs its own failures and goes on
+            return None if found is None else Energy(float(found.energy_consumed), "codecarbon", True)
         if not self.counters:
             return Energy(self.watts * seconds / JOULES_PER_KWH, f"{self.watts:g} W stated", True)
         self._over.set()
