@@ -34,8 +34,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+KINDS = (".py", ".typed", ".txt")
+"""Code, its mark of types, and prompts."""
+
+
 def modules() -> set[str]:
-    return {str(path.relative_to(SOURCE.parent)) for path in SOURCE.rglob("*") if path.suffix in (".py", ".typed")}
+    return {str(path.relative_to(SOURCE.parent)) for path in SOURCE.rglob("*") if path.suffix in KINDS}
 
 
 @pytest.mark.slow
@@ -43,7 +47,7 @@ def test_wheel_holds_every_module_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     info = f"sonde-{sonde.__version__}.dist-info"
-    assert {name for name in held if name.endswith((".py", ".typed"))} == modules()
+    assert {name for name in held if name.startswith("sonde/") and name.endswith(KINDS)} == modules()
     assert "sonde/py.typed" in held
     assert {f"{info}/METADATA", f"{info}/entry_points.txt", f"{info}/licenses/LICENSE"} <= held
     assert {name.split("/")[0] for name in held} == {"sonde", info}

@@ -4,6 +4,7 @@ load_causal   loads it, and refuses what is none
 first_line    what an exception says
 """
 
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from sonde.errors import BackboneError
 from sonde.precision import choose_device, choose_dtype
 from sonde.read.backbone import quiet
 
+_TABLE: dict[tuple[Path, torch.dtype, torch.device], Any] = {}
+_TABLE_LOCK = threading.Lock()
 _UNMOVED = 1e-4
 """Exactly 0 was found for seven architectures of decoders, 1e-3 and more for encoders with random weights."""
 _PROBE = "The first trains left early, and nobody on the platform knew why."
 
 
 def load_causal(name: str, path: Path, tokenizer: Any, dtype: str, device: str) -> Any:
-    """Load a causal language model with its output head.
+    """Load a causal language model with its output head, or return it if this process has it already.
 
     Raises
     ------
@@ -29,10 +32,19 @@ def load_causal(name: str, path: Path, tokenizer: Any, dtype: str, device: str) 
         If the checkpoint is of another kind, or lacks the head.
     """
     where = choose_device(device)
+    precision = choose_dtype(dtype, where)
+    with _TABLE_LOCK:
+        key = (path, precision, where)
+        if key not in _TABLE:
+            _TABLE[key] = _load(name, path, tokenizer, precision, where)
+        return _TABLE[key]
+
+
+def _load(name: str, path: Path, tokenizer: Any, dtype: torch.dtype, where: torch.device) -> Any:
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=choose_dtype(dtype, where), output_loading_info=True, local_files_only=True
+                str(path), dtype=dtype, output_loading_info=True, local_files_only=True
             )
     except Exception as error:  # nearly every kind; an unknown class of model is a ValueError
         raise BackboneError(f"{name!r} cannot write text: {first_line(error)} {_DUE}") from error

@@ -178,7 +178,8 @@ class Endpoint:
 
     def _client(self) -> Any:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        return self._http.Client(base_url=self.url, headers=headers, timeout=self._timeout)
+        proxies = urlsplit(self.url).hostname not in _LOCAL  # of the environment; none leads back to this machine
+        return self._http.Client(base_url=self.url, headers=headers, timeout=self._timeout, trust_env=proxies)
 
     def _body(self, prompt: str, seed: int, fields: Mapping[str, Any], logprobs: bool) -> dict[str, Any]:
         text = prompt.encode("utf-8", "replace").decode()

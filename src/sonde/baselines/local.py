@@ -213,8 +213,9 @@ class LocalModel:
             text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             special = False  # the template writes them
         blank = " " if tail and not text[-1:].isspace() else ""
-        ids = list(self.tokenizer(text + blank + tail, add_special_tokens=special)["input_ids"])
-        while special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id != ids[0]:
+        found = self.tokenizer(text + blank + tail, add_special_tokens=special, return_special_tokens_mask=True)
+        ids, marks = list(found["input_ids"]), list(found["special_tokens_mask"])
+        while special and len(ids) > 1 and marks[len(ids) - 1]:
             ids.pop()  # some tokenizers close every text; behind a closed one there is nothing to write
         return ids
 

@@ -6,6 +6,7 @@ left_padded     rows of ids -> a batch with its pads on the left
 The prompt runs once; its keys and values are repeated for the options.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def score_options(
     pad : int
     """
     tokens, mask = left_padded(heads, pad, model.device)  # row token
-    begun = model(input_ids=tokens, attention_mask=mask, position_ids=_positions(mask), use_cache=True)
+    begun = _run(model, tokens, mask, _positions(mask), logits_to_keep=1)
     first = begun.logits[:, -1].float().log_softmax(dim=-1)  # row vocabulary
     ways = len(options[0])
     tails = [option for row in options for option in row]
@@ -50,17 +51,20 @@ def score_options(
         cache = begun.past_key_values
         cache.batch_repeat_interleave(ways)
         whole = torch.cat([mask.repeat_interleave(ways, dim=0), there], dim=1)
-        logits = model(
-            input_ids=rest,
-            attention_mask=whole,
-            position_ids=_positions(whole)[:, -width:],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits.float()  # row x class, token, vocabulary
+        after = _run(model, rest, whole, _positions(whole)[:, -width:], past_key_values=cache)
+        logits = after.logits.float()  # row x class, token, vocabulary
         following, _ = _right_padded([option[1:] for option in tails], pad, model.device)
         each = logits.log_softmax(dim=-1).gather(2, following.unsqueeze(2)).squeeze(2)  # row x class, token
         total = total + (each * there).sum(dim=1)
     return np.asarray(total.reshape(len(heads), ways).cpu().numpy(), dtype=np.float32)  # row class
+
+
+def _run(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
+    """A pass with a cache; models without positions (ALiBi) or without `logits_to_keep` are not given any."""
+    known = inspect.signature(model.forward).parameters
+    optional = {"position_ids": positions, **more}
+    given = {name: value for name, value in optional.items() if name in known}
+    return model(input_ids=tokens, attention_mask=mask, use_cache=True, **given)
 
 
 def _right_padded(ids: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
