@@ -128,20 +128,6 @@ def test_depth_is_what_the_model_runs(service: Service) -> None:
     assert classify(service, "cold wind", model="words")[0]["layers_run"] == 0
 
 
-@pytest.mark.parametrize(("name", "depth", "layers"), [("bert", 2, 3), ("t5", 3 + 1, 3 + 2)])
-def test_depth_ends_at_the_deepest_site(name: str, depth: int, layers: int) -> None:
-    import tiny
-
-    from sonde.read.sources import open_sources
-    from sonde.serve.models import _depth
-
-    sources = open_sources({0: str(tiny.build(name))}, max_tokens=None, long_text="cut", dtype="float32", device="cpu")
-    needs = ["0/hidden.1/mean", "0/ffn.2/max"] if name == "bert" else ["0/hidden.2/mean", "0/decoder.ffn.1/mean"]
-    assert _depth(needs, 0, sources[0]) == depth
-    assert sum(sources[0].backbone.layers.values()) == layers
-    assert _depth(["0/sentence"], 0, sources[0]) == 3
-
-
 def test_texts_that_are_cut_are_named(service: Service) -> None:
     results = classify(service, "cold wind", LONG, model="inside")
     assert [result["truncated"] for result in results] == [False, True]

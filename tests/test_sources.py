@@ -4,7 +4,15 @@ from tiny import SENTENCES, build
 
 from sonde.errors import ArgumentError, BackboneError
 from sonde.read.extract import read
-from sonde.read.sources import expand_blocks, max_tokens_of, open_sources, open_store, prepare
+from sonde.read.sources import (
+    block_of,
+    expand_blocks,
+    layers_run,
+    max_tokens_of,
+    open_sources,
+    open_store,
+    prepare,
+)
 
 
 def opened(name="bert", max_tokens=None, long_text="cut", dtype="float32"):
@@ -82,3 +90,17 @@ def test_preparing_says_how_much_and_writes_nothing(tmp_path):
     assert many > 1000 * 4 * 32 * 4
     assert not (tmp_path / "new").exists()
     assert read(SENTENCES, sources, blocks, open_store(tmp_path / "new")).rows == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "layers"),
+    [
+        ("bert", ["0/hidden.1/mean", "0/ffn.2/max"], 2),
+        ("bert", ["0/hidden.0/mean"], 0),
+        ("bert", ["0/sentence"], 3),
+        ("t5", ["0/hidden.2/mean", "0/decoder.ffn.1/mean"], 3 + 1),
+    ],
+)
+def test_layers_run_as_deep_as_the_deepest_block(name: str, blocks: list[str], layers: int) -> None:
+    sources = open_sources({0: str(build(name))}, max_tokens=None, long_text="cut", dtype="float32", device="cpu")
+    assert layers_run([block_of(block, sources) for block in blocks], sources) == layers
