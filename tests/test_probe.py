@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from sonde.errors import SondeWarning
 from sonde.learn import probe
 from sonde.learn.problem import Problem
-from sonde.learn.proximal import minimise_l1
 from sonde.learn.quadratic import Quadratics, minimised
 from sonde.learn.splitting import Folds, make_folds, validation_folds
 from sonde.learn.targets import encode
@@ -44,6 +43,13 @@ def objective(x: np.ndarray, truth: np.ndarray, c: float, weight: np.ndarray, in
     return float(c * (np.logaddexp(0, logits) - truth * logits).sum() + np.abs(weight).sum())
 
 
+@pytest.fixture(params=[0, 10**9], ids=["metric", "newton"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both solvers, whatever the shape of the problem asks for."""
+    monkeypatch.setattr(probe, "TALL", request.param)
+
+
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("c", [0.1, 1.0, 10.0])
 def test_probes_equal_saga_run_to_the_end(c: float) -> None:
     problem = a_problem()
@@ -61,6 +67,7 @@ def test_probes_equal_saga_run_to_the_end(c: float) -> None:
     assert step.unfinished == 0
 
 
+@pytest.mark.usefixtures("solver")
 def test_every_c_of_a_path_is_at_its_optimum() -> None:
     """Of features that few directions explain: a step whose model was poorly solved must not pass for the end."""
     rng, rows = np.random.default_rng(1), 2000
@@ -107,11 +114,14 @@ def with_validation(labels: list[str], n_train: int, features: int = 12) -> Prob
 def test_models_of_a_validation_set_are_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, solved = with_validation(["a", "b", "c"] * 50, 120), []
 
-    def counted(objective: Any, start: Any, *limits: Any) -> Any:
-        solved.append(start.theta.shape[1])
-        return minimise_l1(objective, start, *limits)
+    whole = probe._Solver.start
 
-    monkeypatch.setattr(probe, "minimise_l1", counted)
+    def counted(solver: Any) -> Any:
+        found = whole(solver)
+        solved.append(found.theta.shape[1])
+        return found
+
+    monkeypatch.setattr(probe._Solver, "start", counted)
     (step,) = probe.path(problem, NAME, grid=[1.0])
     assert solved == [3]
     assert step.coefficients.shape == (2, 12, 3) and step.intercepts.shape == (2, 3)
@@ -132,6 +142,7 @@ def test_a_label_that_only_the_validation_set_has_disturbs_no_other() -> None:
     assert not step.coefficients[:, :, 2].any() and (step.intercepts[:, 2] < -5).all()
 
 
+@pytest.mark.usefixtures("solver")
 def test_a_row_of_weight_two_is_a_row_that_stands_twice() -> None:
     problem = a_problem(rows=120)
     targets, texts = problem.targets, list(problem.texts)
@@ -185,6 +196,7 @@ def test_a_strong_penalty_keeps_nothing_and_a_weak_one_everything() -> None:
     assert (everything.coefficients != 0).mean() > 0.95
 
 
+@pytest.mark.usefixtures("solver")
 def test_a_label_that_a_fold_lacks_says_nothing_there() -> None:
     problem = a_problem(rows=60)
     rare = encode([*(["one", "other"] * 29), "rare", "rare"])
@@ -227,6 +239,7 @@ def test_probes_of_more_features_than_rows_are_at_the_optimum_of_every_c() -> No
             assert least <= objective(standard, truth, step.c, weight, intercept) <= least * (1 + 1e-3)
 
 
+@pytest.mark.usefixtures("solver")
 def test_labels_of_multi_label_rows_are_probed_each_for_itself() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(200, 10)).astype(np.float32)
@@ -263,6 +276,7 @@ def test_one_row_of_each_class_is_enough_to_run() -> None:
     np.testing.assert_array_equal(logits.argmax(axis=1), np.arange(6))
 
 
+@pytest.mark.usefixtures("solver")
 def test_features_that_are_constant_everywhere_or_in_a_fold_alone_disturb_none() -> None:
     x, problem = wide(90, 40, ["one", "other", "third"] * 30)
     x[:, 5] = 7.0
@@ -296,6 +310,11 @@ def test_probes_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(probe, "MAX_ITERATIONS", 1)
     with pytest.warns(SondeWarning, match=r"probes of 0/hidden.1/mean stopped after 1 iterations"):
         probe.fit(a_problem(), NAME)
+
+
+def test_the_shape_chooses_the_solver() -> None:
+    tall, wide = a_problem(rows=300, features=24), a_problem(rows=90, features=24)
+    assert [probe._Solver.of(one, NAME, torch.device("cpu")).metric is None for one in (tall, wide)] == [False, True]
 
 
 def test_permuted_labels_give_chance() -> None:
