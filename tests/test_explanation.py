@@ -129,7 +129,7 @@ def test_every_site_and_pooling_is_exact(backbone: str, long_text: str) -> None:
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in [sum(widths)] * 2 + [(sum(widths), 3), 3]]
     classifier.model_ = Logistic(tuple(needs), *arrays)  # type: ignore[arg-type]
     (one,) = sonde.explain(classifier, [NEW[0] + " " + NEW[1]], label="post", against="rail")
-    is_exact(one, 1e-5)
+    is_exact(one)
     assert {neuron.pooling for neuron in sonde.explain(classifier, NEW[:1], top=999)[0].neurons} == {*poolings, ""}
     assert all(neuron.layer == (None if "." not in neuron.site else int(neuron.site[-1])) for neuron in one.neurons)
 
