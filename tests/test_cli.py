@@ -386,7 +386,10 @@ def test_no_command_shows_the_help(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentences"),
     [
-        (["train"], ["No such command 'train'", "fit, evaluate, predict, explain, serve, extract, inspect, recipes, bench"]),
+        (
+            ["train"],
+            ["No such command 'train'", "fit, evaluate, predict, explain, serve, extract, inspect, recipes, bench"],
+        ),
         (["fit"], ["Missing argument 'TRAIN'", "sonde fit --help"]),
         (["fit", "x.csv"], ["Missing option '--out'", "sonde fit --help"]),
         (["fit", "x.csv", "--out", "m", "--sed", "1"], ["No such option: --sed", "--seed"]),
