@@ -122,10 +122,6 @@ class _Reading:
                 "reads less (sonde recipes), or for stc fewer rows to choose neurons on (sample_rows)."
             )
 
-    def _width(self, block: "Block") -> int:
-        backbone = self.sources[block.backbone].backbone
-        return backbone.width(block.site) if block.columns is None else len(block.columns)
-
 
 def memory_bytes() -> int:
     """Physical memory of the machine."""

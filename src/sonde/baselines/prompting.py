@@ -5,6 +5,7 @@ check_whole   an argument that must be a whole number
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,7 +37,7 @@ MAX_PROMPT_TOKENS = 3800
 TASK = "Decide which of the given labels fits the text."
 
 
-class Prompting(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Base of classifiers that ask a language model; see `IOPrompt` and `CARP`."""
 
     __metadata_request__fit: ClassVar = {"texts": metadata_routing.UNUSED, "labels": metadata_routing.UNUSED}
@@ -133,12 +134,13 @@ class Prompting(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             count_tokens=self.asker_.generator.count_tokens,
         )
 
+    @abstractmethod
     def _prompts(self, texts: list[str]) -> list[Assembled]:
         """What is asked about each text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _asks_with_demonstrations(self) -> bool:
-        raise NotImplementedError
+        """Whether a prompt without a demonstration is worth a warning."""
 
     def prompts_for(self, texts: Any) -> list[str]:
         """The prompts that `predict` would send, to be read before anything is paid for."""

@@ -28,8 +28,7 @@ Groups = Sequence[Sequence[str]]
 
 def fit(recipe: Recipe, problem: Problem, groups: Groups, paper: bool = False) -> Outcome:
     """Train what the recipe says on the blocks it read."""
-    settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
-    return LEARNERS[recipe.learner](problem, groups, settings)
+    return LEARNERS[recipe.learner](problem, groups, _settings(recipe, paper))
 
 
 def selects(recipe: Recipe) -> bool:
@@ -41,7 +40,7 @@ def select(recipe: Recipe, problem: Problem, groups: Groups, sparsity: Sparsity,
     """Choose neurons on a problem, commonly a sample of the rows."""
     from sonde.learn import sparsify
 
-    settings = {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
+    settings = _settings(recipe, paper)
     settings["layers"] = sparsity.layers
     if sparsity.eta is not None:
         settings["etas"] = (sparsity.eta,)
@@ -88,6 +87,10 @@ _HOMES = {
     "cascade": ("sonde.learn.cascade", "Cascade"),
     "blend": ("sonde.learn.blend", "Blend"),
 }
+
+
+def _settings(recipe: Recipe, paper: bool) -> dict[str, Any]:
+    return {**recipe.settings, "paper": True} if paper else dict(recipe.settings)
 
 
 def _logistic(problem: Problem, groups: Groups, settings: dict[str, Any]) -> Outcome:

@@ -22,6 +22,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from sonde.learn.accelerated import penalty
 from sonde.learn.quadratic import Quadratics, minimised
 
 # Parameters without a weight that may join a model in one step, those of the largest gradients first: so many, or one
@@ -159,7 +160,7 @@ def minimise_l1(objective: Objective, start: Solution, tolerance: float, max_ite
     """
     count = start.theta.shape[1]
     every = torch.arange(count, device=start.theta.device)
-    value = objective.loss(start.predictions) + _penalty(start.theta)
+    value = objective.loss(start.predictions) + penalty(start.theta)
     past = torch.full((STALLED, count), torch.inf, dtype=value.dtype, device=value.device)
     hessians = start.hessians.take(list(range(count)))
     done = Solution(start.theta.clone(), start.predictions.clone(), hessians.take(list(range(count))))
@@ -271,12 +272,12 @@ def _models(
 def _search(state: _State, gradient: Tensor, found: Tensor, tolerance: float) -> Tensor:
     """Go towards what was found as far as the objective falls; which problems hardly fall any more."""
     moved, ahead = found - state.theta, state.objective.predict(found) - state.predictions
-    slope = (gradient * moved).sum(dim=0, dtype=torch.float64) + _penalty(found) - _penalty(state.theta)
+    slope = (gradient * moved).sum(dim=0, dtype=torch.float64) + penalty(found) - penalty(state.theta)
     rounding = 8 * torch.finfo(found.dtype).eps * state.value
     step = torch.ones(1, found.shape[1], dtype=found.dtype, device=found.device)
     for _ in range(HALVINGS):
         theta, predictions = state.theta + step * moved, state.predictions + step * ahead
-        value = state.objective.loss(predictions) + _penalty(theta)
+        value = state.objective.loss(predictions) + penalty(theta)
         fell = value <= state.value + DECREASE * step[0] * slope + rounding
         if bool(fell.all()):
             break
@@ -286,8 +287,3 @@ def _search(state: _State, gradient: Tensor, found: Tensor, tolerance: float) ->
     slow = state.past[0] - value < tolerance * value
     state.past = torch.cat([state.past[1:], value[None]])
     return slow
-
-
-def _penalty(theta: Tensor) -> Tensor:
-    """Sum of the absolute coefficients of each problem, (problem,) float64."""
-    return theta[:-1].abs().sum(dim=0, dtype=torch.float64)
