@@ -153,3 +153,11 @@ def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SONDE_CACHE", str(tmp_path_factory.mktemp("store")))
         yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command line, called in this process: `samples.Run`."""
+    from samples import command  # it imports sonde, which the hook above must come before
+
+    return command(monkeypatch, capsys)

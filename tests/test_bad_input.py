@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
-from samples import RECIPES, Done, Run, command, make, worded
+from samples import RECIPES, Done, Run, make, worded
 
 import sonde
 from sonde.errors import BackboneError, DataError, InputError, StoreError
@@ -24,11 +24,6 @@ NEW_TEXTS, NEW_LABELS = worded(45, seed=1)
 BERT = str(tiny.build("bert"))
 LINEAR = ("--recipe", "linear", "--backbone", BERT, "--dtype", "float32", "--no-cache")
 EXACT = ("--dtype", "float32", "--no-cache")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

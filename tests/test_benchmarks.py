@@ -2,7 +2,7 @@
 
 import csv
 import gzip
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 import tiny
 
+from scripts import BENCHMARKS
+from scripts import benchmark as script
 from sonde.bench.datasets import DataSet
 from sonde.errors import DataError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 ROWS = 60
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

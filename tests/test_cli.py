@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from samples import Run, command, worded
+from samples import Run, worded
 
 import sonde
 from sonde.tables import read_table, write_table
@@ -23,11 +23,6 @@ NEW_TEXTS, NEW_LABELS = worded(45, seed=1)
 BERT = str(tiny.build("bert"))
 LINEAR = ("--recipe", "linear", "--backbone", BERT, "--dtype", "float32", "--no-cache")
 EXACT = ("--dtype", "float32", "--no-cache")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from typing import Any
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from scripts import CHECKOUT, loaded
+
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 LANGUAGES = ("python", "console", "text")
 
@@ -291,12 +292,7 @@ def test_pages_name_no_private_places() -> None:
 
 
 def results_script() -> Any:
-    path = CHECKOUT / "scripts" / "readme_results.py"
-    spec = importlib.util.spec_from_file_location("readme_results", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(CHECKOUT / "scripts" / "readme_results.py")
 
 
 def test_the_table_in_readme_is_the_one_that_was_measured() -> None:

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import tiny
-from test_benchmarks import script
 
+from scripts import benchmark as script
 from sonde.read.stages import Staged
 
 ROWS = 16

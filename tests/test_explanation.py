@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from samples import Run, command, make, worded
+from samples import Run, make, worded
 
 import sonde
 from sonde.bench import reasons
@@ -52,11 +52,6 @@ def both(linear: sonde.TextClassifier, lexical: sonde.TextClassifier) -> sonde.T
     blend.model_ = Blend(("layers", "lexical"), (linear.model_, lexical.model_), (0.7, 0.6))
     blend.backbones_ = linear.backbones_
     return blend
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return command(monkeypatch, capsys)
 
 
 def is_that_of_predict(one: Explanation, classifier: sonde.TextClassifier) -> None:

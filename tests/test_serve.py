@@ -108,6 +108,17 @@ def test_one_text_and_many_have_one_form(service: Service) -> None:
     }  # fmt: skip
 
 
+def test_null_counts_as_left_out(service: Service) -> None:
+    nulls = {"texts": None, "model": None, "abstain_below": None}
+    assert (
+        ask(service, "/v1/classify", {"text": NEW[0], **nulls}).json
+        == ask(service, "/v1/classify", {"text": NEW[0]}).json
+    )
+    assert ask(service, "/v1/classify", {"texts": [NEW[0]], "text": None}).status == 200
+    assert "either 'text' or 'texts'" in ask(service, "/v1/classify", {"text": None, "texts": None}).error
+    assert ask(service, "/v1/explain", {"text": NEW[0], "model": None, "label": None, "against": None}).status == 200
+
+
 def test_labels_are_withheld_below_the_threshold_and_only_there(service: Service) -> None:
     sure = [result["probability"] for result in classify(service, *NEW)]
     bar = float(np.median(sure))

@@ -1,6 +1,5 @@
 """benchmarks/serve.py and load.py: the load judges every answer, and the page is made of the JSON alone."""
 
-import importlib.util
 import json
 import socket
 from collections.abc import Iterator
@@ -12,20 +11,12 @@ from samples import make, worded
 from serving import running
 
 import sonde
+from scripts import benchmark as script
 from sonde.serve import guard as guarding
 from sonde.serve.service import Service
 
 pytestmark = pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NEW, _ = worded(30, seed=1)
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

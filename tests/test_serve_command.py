@@ -15,14 +15,9 @@ from typing import Any
 
 import pytest
 import serving  # noqa: F401  skips where the extra is not installed
-from samples import Run, command, make, worded
+from samples import Run, make, worded
 
 TEXTS, LABELS = worded(90)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

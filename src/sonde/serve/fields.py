@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic.json_schema import SkipJsonSchema
 
 Label = str | int | float | bool
 """Labels keep the type that they had in training."""
@@ -37,8 +36,16 @@ RESULT_EXAMPLE: dict[str, JsonValue] = {
 LABELS_EXAMPLE: list[JsonValue] = ["cancel_order", "order_status", "refund"]
 
 
+# Bounds stand inside of `... | None`: pydantic applies those outside to None as well, and fails.
+_Texts = Annotated[list[str], Field(min_length=1)]
+_Probability = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Asked(BaseModel):
-    """Unknown fields are refused and nothing is converted: a misspelt option would otherwise do nothing."""
+    """Unknown fields are refused and nothing is converted: a misspelt option would otherwise do nothing.
+
+    What is null counts as left out: clients that write every field of theirs send it.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -49,20 +56,22 @@ class ClassifyRequest(_Asked):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": CLASSIFY_EXAMPLES,
-            "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
+            "oneOf": [
+                {"required": ["text"], "properties": {"text": {"type": "string"}}},
+                {"required": ["texts"], "properties": {"texts": {"type": "array"}}},
+            ],
         }
     )
 
-    text: Annotated[str | SkipJsonSchema[None], Field(description="A text.")] = None
-    texts: Annotated[list[str] | SkipJsonSchema[None], Field(min_length=1, description="Or many texts.")] = None
-    model: Annotated[str | SkipJsonSchema[None], Field(description=MODEL_HELP)] = None
+    text: Annotated[str | None, Field(description="A text.")] = None
+    texts: Annotated[_Texts | None, Field(description="Or many texts.")] = None
+    model: Annotated[str | None, Field(description=MODEL_HELP)] = None
     alpha: Annotated[
         float,
         Field(gt=0, lt=1, description="Label sets miss the true label of this share of texts at most."),
     ] = 0.05
     abstain_below: Annotated[
-        float | SkipJsonSchema[None],
-        Field(ge=0, le=1, description="Withhold the label where its probability is below this."),
+        _Probability | None, Field(description="Withhold the label where its probability is below this.")
     ] = None
 
 
@@ -74,13 +83,9 @@ class ExplainRequest(_Asked):
     )
 
     text: Annotated[str, Field(description="A text that is not blank.")]
-    model: Annotated[str | SkipJsonSchema[None], Field(description=MODEL_HELP)] = None
-    label: Annotated[
-        Label | SkipJsonSchema[None], Field(description="The label to explain; the most probable one if left out.")
-    ] = None
-    against: Annotated[Label | SkipJsonSchema[None], Field(description="One other label, instead of all others.")] = (
-        None
-    )
+    model: Annotated[str | None, Field(description=MODEL_HELP)] = None
+    label: Annotated[Label | None, Field(description="The label to explain; the most probable one if left out.")] = None
+    against: Annotated[Label | None, Field(description="One other label, instead of all others.")] = None
     top: Annotated[int, Field(ge=0, le=MAX_TOP, description="Neurons and n-grams that are listed.")] = 10
 
 
