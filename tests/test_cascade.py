@@ -77,6 +77,21 @@ def test_no_more_is_lost_out_of_fold_than_allowed() -> None:
     assert depths[0] > depths[2]
 
 
+def test_what_luck_may_hide_counts_as_lost() -> None:
+    """An exit that is right as often as the deepest head, but elsewhere, may lose as many on the next texts."""
+    rng = np.random.default_rng(0)
+    truth = np.eye(2)[rng.integers(2, size=400)]
+    flips = rng.permutation(400)[:80]
+    logits = [8 * (2 * truth - 1) for _ in range(2)]
+    logits[0][flips[:40]] *= -1  # row class -> row class
+    logits[1][flips[40:]] *= -1
+    search = cascade._Search(logits, np.array([1, 2]), multilabel=False)
+    weights = np.ones(400)
+    assert search.choose(truth, weights, "accuracy", 0.01)[1]["mean_depth"] == 2
+    assert search.choose(truth, weights, "accuracy", 0.04)[1]["mean_depth"] == 1
+    assert search.choose(truth, weights, "macro_f1", 0.01)[1]["mean_depth"] == 2
+
+
 def test_a_row_has_the_logits_of_the_exit_where_it_leaves() -> None:
     problem = a_problem(rows=300)
     model, _ = fitted(problem)

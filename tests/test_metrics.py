@@ -9,6 +9,7 @@ from sonde.errors import ArgumentError
 from sonde.learn.metrics import (
     accuracy,
     calibrated_error,
+    difference,
     expected_calibration_error,
     holm,
     log_loss,
@@ -170,3 +171,18 @@ def test_what_chance_leaves_does_not_depend_on_order_or_memory(monkeypatch):
 def test_more_rows_leave_less_to_chance():
     found = [calibrated_error(RNG.dirichlet([4, 1, 1], rows)) for rows in (100, 1000, 10000)]
     assert found[0] > 2 * found[1] > 4 * found[2]
+
+
+def test_a_difference_comes_with_its_standard_error():
+    one, other = np.eye(2)[np.zeros(4000, int)], np.eye(2)[np.zeros(4000, int)]
+    truth = one.copy()
+    other[:100] = other[:100, ::-1]  # only `one` is right
+    one[100:160] = one[100:160, ::-1]  # only `other` is right
+    gain, error = difference(accuracy, truth, one, other, np.ones(4000))
+    assert gain == pytest.approx(0.01)
+    assert error == pytest.approx(np.sqrt((160 - 40**2 / 4000) / 4000**2), rel=0.25)
+    assert difference(macro_f1, truth, one, one, np.ones(4000)) == (0.0, 0.0)
+    assert difference(accuracy, truth, other, one, np.ones(4000)) == (pytest.approx(-0.01), error)
+    once = difference(accuracy, truth[:200], one[:200], other[:200], np.ones(200))
+    twice = difference(accuracy, truth[:200], one[:200], other[:200], np.full(200, 2.0))
+    assert once == pytest.approx(twice), "what a row weighs counts against the other rows alone"

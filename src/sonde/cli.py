@@ -377,7 +377,9 @@ def recipes(as_json: Json = False) -> None:
 def bench(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="tables, collapse, long_text, trust, reasons, ablation, few"),
+        typer.Argument(
+            metavar="NAME...", help="tables, collapse, long_text, trust, reasons, ablation, few, depth, sample"
+        ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
     models: Annotated[

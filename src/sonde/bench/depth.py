@@ -120,8 +120,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "## What is enough",
         f"`k` is the fewest layers that lose at most {100 * setting['loss']:g} points out of fold against the best "
         "depth; the cascade lets texts leave where they are sure, at a loss of at most as much out of fold against the "
-        "deepest head. Both beside the deepest head, on the test rows.",
-        _enough(cells),
+        "deepest head, one standard error included. Both beside the deepest head, on the test rows; the last column is "
+        "the fewest layers that lose at most as much on the test rows themselves, which nobody can know beforehand.",
+        _enough(cells, setting["loss"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -135,14 +136,18 @@ def _curve(cells: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _enough(cells: Mapping[str, Any]) -> str:
-    heads = ("set", "deepest", "k", "accuracy at k", "cascade", "mean depth", "of the layers")
+def _enough(cells: Mapping[str, Any], loss: float) -> str:
+    heads = ("set", "deepest", "k", "accuracy at k", "cascade", "mean depth", "of the layers", "k on test")
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name, cell in cells.items():
+        afterwards = next(
+            k for k, one in zip(cell["depths"], cell["test"], strict=True) if one >= max(cell["test"]) - loss
+        )
         enough, own, deepest = cell["enough"], cell["cascade"]["test"], cell["depths"][-1]
         lines.append(
             f"| {TITLES[name]} | {_figure(cell['test'][-1])} | {enough['depth']} | {_figure(enough['test'])} | "
-            f"{_figure(own['accuracy'])} | {own['mean_depth']:.2f} | {100 * own['mean_depth'] / deepest:.0f}% |"
+            f"{_figure(own['accuracy'])} | {own['mean_depth']:.2f} | {100 * own['mean_depth'] / deepest:.0f}% | "
+            f"{afterwards} |"
         )
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Float64
 from scipy.optimize import minimize
 
 from sonde.learn.calibration import decide, log_softmax, sigmoid, to_probabilities
-from sonde.learn.metrics import accuracy, log_loss, macro_f1
+from sonde.learn.metrics import accuracy, difference, log_loss, macro_f1
 from sonde.learn.targets import Targets
 
 # Every learner of a blend is one more thing to read and to keep: it must lower the log loss by this fraction.
@@ -36,8 +36,8 @@ SMALLEST = 1e-6  # of a scale: its logarithm stands in the prior
 # Where macro F1 is aimed at, weights are tried in so many steps from the best by log loss to each learner alone.
 STEPS = 10
 # Macro F1 hangs on a few rows of rare classes, and the best of many is best by luck: taken at its word it cost a point
-# of test macro F1 (AG News; 32 rows a class). So many deviations of a bootstrap, of so many draws, must lie between.
-SURE, DRAWS = 2.0, 100
+# of test macro F1 (AG News; 32 rows a class). So many standard errors must lie between.
+SURE = 2.0
 
 Scales = Float64[np.ndarray, " part"]
 Opinions = Sequence[Float[np.ndarray, "row class"]]
@@ -159,13 +159,9 @@ class _Rows:
     def surely_better(self, scales: Scales, other: Scales) -> bool:
         """Whether the gain in macro F1 is larger than what another draw of the rows may take away."""
         pools = [pool(self.opinions, one.tolist()) for one in (scales, other)]
-        predicted = [decide(to_probabilities(one, self.targets.multilabel), self.targets.multilabel) for one in pools]
-        draw, gains = np.random.default_rng(0), []
-        for _ in range(DRAWS):
-            weights = self.sample_weights * draw.poisson(1.0, len(self.share))  # row
-            one, two = (macro_f1(self.targets.indicator, said, weights=weights) for said in predicted)
-            gains.append(one - two)
-        return float(np.mean(gains)) > SURE * float(np.std(gains))
+        one, two = (decide(to_probabilities(one, self.targets.multilabel), self.targets.multilabel) for one in pools)
+        gain, error = difference(macro_f1, self.targets.indicator, one, two, self.sample_weights)
+        return gain > SURE * error
 
     def measured(self, scales: Scales) -> dict[str, Any]:
         """Weights, log loss, accuracy and macro F1 of a pool."""
