@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_every_line_is_filled_and_a_second_run_fits_nothing(
     written = tables.run(**settings, out=tmp_path / "out")
     content = json.loads((tmp_path / "out" / "tables.json").read_text())
     wanted = {f"r8|{line.name}" for line in tables.columns(True)}
-    assert set(content["cells"]) == wanted and len(wanted) == 5 + 15
+    assert set(content["cells"]) == wanted and len(wanted) == 6 + 1 + 3 + 15
     page = written[1].read_text()
     assert all(f"`llmembed-{row} [" in page for row in range(1, 16))
     assert "other backbones" in page and machine.sentence(content["machine"]) in page
@@ -72,6 +73,22 @@ def test_accuracy_in_the_page_is_that_of_the_bits() -> None:
     content = {"cells": cells}
     assert tables._score(content, "r8", "lexical", ("test",)) == pytest.approx(0.7)
     np.testing.assert_array_equal(tables._bits(content, "r8", "lexical"), correct)
+
+
+def test_auto_is_compared_with_every_recipe_that_was_run() -> None:
+    auto, better, worse = (np.ones(40, dtype=bool) for _ in range(3))
+    auto[:6], worse[:20] = False, False
+
+    def cell(correct: np.ndarray) -> dict[str, Any]:
+        test = {"n": 40, "accuracy": float(correct.mean()), "correct": tables.pack(correct)}
+        return {"seeds": [{"seed": 0, "tests": {"test": test}}], "train_rows": 3}
+
+    cells = {"auto [bundle]": cell(auto), "lexical": cell(better), "stc-hidden [bundle]": cell(worse)}
+    page = tables._significance({"cells": {f"r8|{line}": one for line, one in cells.items()}})
+    assert "| `lexical` | -15.00 (0.016, 0.031) |" in page, "all six that differ: one half to the sixth"
+    assert "| `stc-hidden [bundle]` | +35.00 (1.000, 1.000) |" in page
+    assert "`linear" not in page
+    assert tables._significance({"cells": {"r8|lexical": cell(better)}}) == ""
 
 
 def test_long_text_compares_three_ways(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

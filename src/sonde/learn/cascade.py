@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from sonde.errors import ModelError
 from sonde.learn import sparse
 from sonde.learn.calibration import decide, fit_temperature, to_probabilities
+from sonde.learn.logistic import GRID
 from sonde.learn.metrics import accuracy, difference, macro_f1
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
 from sonde.learn.selection import depth
@@ -157,7 +158,7 @@ def fit(problem: Problem, selection: Selection, loss: float) -> Outcome:
         If no row could be held out, no row leaves early.
     """
     parts = _exits(problem, selection)
-    outcomes = [sparse.train(problem, part) for part in tracked(parts, "training exits", "exits")]
+    outcomes = _train(problem, parts)
     choosing = problem.folds.choosing & (problem.weights > 0)
     targets, weights = problem.targets.take(choosing), problem.weights[choosing]
     temperatures = tuple(fit_temperature(one.held_out[choosing], targets, weights) for one in outcomes)
@@ -172,6 +173,19 @@ def fit(problem: Problem, selection: Selection, loss: float) -> Outcome:
     held_out = np.stack(opinions)[reached, np.arange(problem.rows)]  # row class
     summary = {**outcomes[-1].summary, "exits": measured, "exit_threshold": threshold, "exit_loss": loss}
     return Outcome(cascade, held_out, summary)
+
+
+def _train(problem: Problem, parts: Sequence[Selection]) -> list[Outcome]:
+    """The head of each part, the deepest first: the others need not go far from its C."""
+    outcomes: list[Outcome] = []
+    grid: Sequence[float] = GRID
+    for part in tracked(parts[::-1], "training exits", "exits"):
+        outcomes.append(sparse.train(problem, part, grid))
+        chosen = outcomes[0].summary["head"].get("C")
+        if chosen in GRID:  # the paper's head has a grid of its own
+            place = GRID.index(chosen)
+            grid = GRID[max(place - 1, 0) : place + 2]
+    return outcomes[::-1]
 
 
 def _exits(problem: Problem, selection: Selection) -> list[Selection]:

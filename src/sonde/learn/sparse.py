@@ -92,10 +92,13 @@ def fit(problem: Problem, names: Sequence[str], *, sample_rows: int = SAMPLE_ROW
     return train(problem, select(sample, names, **settings))
 
 
-def train(problem: Problem, selection: Selection) -> Outcome:
-    """Train the head on the neurons that are kept; blocks hold all neurons, or those alone that any fold keeps."""
+def train(problem: Problem, selection: Selection, grid: Sequence[float] = logistic.GRID) -> Outcome:
+    """Train the head on the neurons that are kept; blocks hold all neurons, or those alone that any fold keeps.
+
+    `grid` are the values of C that are tried; the paper's setting has its own.
+    """
     few, masks = narrow(problem, selection.kept)
-    outcome = lasso.fit(few, masks) if selection.paper else logistic.fit(few, list(masks), kept=masks)
+    outcome = lasso.fit(few, masks) if selection.paper else logistic.fit(few, list(masks), grid=grid, kept=masks)
     model = _sparse(outcome, selection.kept)
     kept = {name: len(columns) for name, columns in model.columns.items()}
     summary = {**selection.summary, "neurons": sum(kept.values()), "kept": kept, "head": outcome.summary}
