@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from samples import worded
 
 from sonde.bench import BENCHES, datasets, long_text, machine, reasons, tables
 from sonde.bench.paper import SETS, TABLE_2
@@ -52,6 +53,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_line_is_filled_and_a_second_run_fits_nothing(
     data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    texts, labels = worded(60, noise=0.1)  # what stc finds a neuron for
+    for split in EDGES:
+        write_split(data / "r8", texts, labels, split)
     settings = {"data": data, "models": models, "rows": None, "only": ["r8"], "cache": tmp_path / "store"}
     written = tables.run(**settings, out=tmp_path / "out")
     content = json.loads((tmp_path / "out" / "tables.json").read_text())

@@ -224,6 +224,12 @@ def pack(correct: Bool[np.ndarray, " row"]) -> str:
     return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
+def unpack(packed: str, rows: int) -> Bool[np.ndarray, " row"]:
+    """The reverse of `pack`."""
+    bits = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
+    return np.unpackbits(bits)[:rows].astype(bool)
+
+
 def _brief(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The learner's choices without its loss curves."""
     return {k: v for k, v in summary["learner"].items() if isinstance(v, int | float | str | bool | None)}
@@ -351,8 +357,7 @@ def _shown(score: float) -> str:
 def _bits(content: Mapping[str, Any], name: str, line: str) -> np.ndarray:
     """Which test rows of all splits the first seed labels right."""
     tests = content["cells"][f"{name}|{line}"]["seeds"][0]["tests"]
-    raw = [(np.frombuffer(base64.b64decode(t["correct"]), dtype=np.uint8), t["n"]) for t in tests.values()]
-    return np.concatenate([np.unpackbits(bits)[:n] for bits, n in raw]).astype(bool)
+    return np.concatenate([unpack(t["correct"], t["n"]) for t in tests.values()])
 
 
 def _significance(content: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, prediction, explanation, listening, extraction, inspection, recipes, written
+fit, evaluation, prediction, explanation, comparison, listening, extraction, inspection, recipes, written
 """
 
 import re
@@ -12,7 +12,8 @@ from sonde.show.reasons import explanation
 from sonde.show.terminal import facts, table
 
 __all__ = [
-    "evaluation", "explanation", "extraction", "fit", "inspection", "listening", "prediction", "recipes", "written",
+    "comparison", "evaluation", "explanation", "extraction", "fit", "inspection", "listening", "prediction",
+    "recipes", "written",
 ]  # fmt: skip
 
 Result = Mapping[str, Any]
@@ -58,6 +59,22 @@ def prediction(result: Result) -> None:
         table(["label", "rows"], [[label, rows] for label, rows in result["labels"].items()])
     else:
         facts({"labels": "none: no text is sure enough" if result["rows"] else "none: there are no rows"})
+
+
+def comparison(result: Result) -> None:
+    """A line a candidate, the best first; what was refused or not reached; which to take."""
+    from sonde.bench.compare import HEADS, NOTE
+    from sonde.bench.compare import table as lines
+
+    table(["candidate", *HEADS], [[name, *line] for name, line in lines(result["cells"]).items()])
+    facts({f"{name} failed": cell["failed"] for name, cell in result["cells"].items() if "failed" in cell})
+    missing = ", ".join(result["missing"])
+    facts({
+        **({"not reached": f"{missing}; the same command goes on with them"} if missing else {}),
+        "take": result["reason"],
+        "kept in": ", ".join(result["written"]),
+        "columns": NOTE,
+    })  # fmt: skip
 
 
 def listening(result: Result) -> None:

@@ -1,0 +1,361 @@
+"""Many ways to classify, side by side on one's own data: what `sonde compare` runs.
+
+compare       train and test rows -> a table that grows as candidates finish, and a recommendation
+measure       one fitted way on the test rows
+recommend     finished cells -> which to take, and why
+to_markdown   the page, from the JSON alone
+
+Every finished candidate is kept in the JSON file at once: stopped by a time limit, a key or a power cut, the same
+command goes on with what is missing.
+"""
+
+import hashlib
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from scipy.stats import binomtest
+
+from sonde.bench import machine
+from sonde.bench.candidates import CANDIDATES, Candidate, Setting
+from sonde.bench.cells import Cells, write_page
+from sonde.bench.tables import pack, unpack
+from sonde.cost import Meter
+from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose
+from sonde.inputs import as_texts, present
+from sonde.learn import metrics
+from sonde.learn.targets import encode_against
+from sonde.progress import tracked
+
+SPEED_ROWS = 1000
+"""Test texts on which the rate is measured, read anew: a second or more of work, not minutes."""
+
+CHANCE = 0.05
+"""A difference whose p value is larger may be chance."""
+
+NOTABLY_FASTER = 3.0
+"""Worth a sentence: so many times as many texts a second."""
+
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts with their labels; rows without a label are left out."""
+
+    texts: list[str]
+    """In their order."""
+    labels: list[Any]
+    """One a text, or a list of them."""
+
+    @classmethod
+    def of(cls, texts: Any, labels: Any) -> "Rows":
+        """Check them; rows without a label are dropped."""
+        kept, here = as_texts(texts), present(labels, len(texts))
+        rows = cls(
+            [text for text, keep in zip(kept, here, strict=True) if keep],
+            [label for label, keep in zip(labels, here, strict=True) if keep],
+        )
+        if not rows.texts:
+            raise DataError("There are no labelled rows to compare on.")
+        return rows
+
+    def digest(self) -> str:
+        """What tells these rows from others."""
+        told = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            told.update(repr((text, label)).encode("utf-8", "backslashreplace"))
+        return told.hexdigest()
+
+
+def compare(
+    train: Rows,
+    test: Rows,
+    setting: Setting,
+    out: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    time_limit: float | None = None,
+) -> dict[str, Any]:
+    """Fit and measure candidates, best guesses first.
+
+    Parameters
+    ----------
+    train, test : Rows
+    setting : Setting
+    out : path
+        The JSON file; a Markdown page of the same name is written beside it.
+    names : sequence of str, optional
+        Of `CANDIDATES`; by default all. They are tried in the order given.
+    time_limit : float, optional
+        Seconds after which no candidate goes on; the one that runs then is given up.
+
+    Returns
+    -------
+    dict
+        `cells` (name -> figures, or `failed` and a sentence), `missing` (names), `recommended`, `reason`, `written`.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown candidate or a time limit that is not above 0.
+    """
+    asked = [choose("The candidate", name, CANDIDATES) for name in names or CANDIDATES]
+    if time_limit is not None and not time_limit > 0:
+        raise ArgumentError(f"The time limit is {time_limit:g} s; it must be above 0.")
+    about = {**asdict(setting), "cache": None, "train": train.digest(), "test": test.digest()}
+    cells = Cells(Path(out), {**about, "train_rows": len(train.texts), "test_rows": len(test.texts)})
+    until = None if time_limit is None else time.monotonic() + time_limit
+    said: set[str] = set()
+    try:
+        for name in tracked([name for name in asked if name not in cells], "comparing", "candidates"):
+            with _until(until), _once(said):
+                cell = _cell(CANDIDATES[name], train, test, setting)
+            cells.put(name, cell)
+    except (_OutOfTimeError, KeyboardInterrupt):
+        pass  # what is done is kept, and shown
+    found = {name: cells.content["cells"][name] for name in asked if name in cells}
+    best = recommend(found, setting.metric)
+    written = write_page(cells.path, to_markdown(cells.content)) if found else []
+    return {
+        "cells": found,
+        "missing": [name for name in asked if name not in found],
+        **best,
+        "written": [str(path) for path in written],
+    }
+
+
+def _cell(candidate: Candidate, train: Rows, test: Rows, setting: Setting) -> dict[str, Any]:
+    """The figures of one candidate; what it refuses is a figure too."""
+    meter = Meter()
+    try:
+        classifier = candidate.make(setting)
+        with meter.stage("training"):
+            classifier.fit(train.texts, train.labels)
+        found = measure(classifier, test, meter)
+    except SondeError as error:
+        return {"title": candidate.title, "failed": str(error)}
+    return {"title": candidate.title, **found, "cost": meter.cost().to_dict()}
+
+
+def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
+    """Quality, speed and size of something fitted.
+
+    Returns
+    -------
+    dict
+        `n`, `accuracy` with its 95% interval `low`, `high` (Wilson 1927), `macro_f1`, `correct` (packed bits of the
+        rows), `ece` and `ece_95` (None without probabilities), `texts_per_second` (the model read anew), `bytes` (of
+        the saved artifact; None where there is none).
+    """
+    multilabel = bool(getattr(classifier, "multilabel_", False))
+    truth = encode_against(test.labels, classifier.classes_, multilabel).indicator
+    with meter.stage("inference_on_all_rows"):
+        decided, probabilities = _answers(classifier, test.texts, multilabel)
+    right = np.asarray((decided.astype(bool) == (truth > 0)).all(axis=1))  # row class -> row
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    calibration = (
+        {"ece": None, "ece_95": None} if probabilities is None else _calibration(truth, probabilities, multilabel)
+    )
+    return {
+        "n": len(right),
+        "accuracy": float(right.mean()),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "macro_f1": metrics.macro_f1(truth, decided),
+        "correct": pack(right),
+        **calibration,
+        "texts_per_second": _rate(classifier, test.texts, meter),
+        "bytes": _bytes(classifier),
+    }
+
+
+def _calibration(truth: np.ndarray, probabilities: np.ndarray, multilabel: bool) -> dict[str, float]:
+    return {
+        "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
+        "ece_95": metrics.calibrated_error(probabilities, multilabel=multilabel),
+    }
+
+
+def _answers(classifier: Any, texts: list[str], multilabel: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decisions (row, class), and probabilities where there are any."""
+    probabilities = classifier.predict_proba(texts) if hasattr(classifier, "predict_proba") else None
+    if probabilities is not None and hasattr(classifier, "decide"):
+        return classifier.decide(probabilities), probabilities
+    predicted = classifier.predict(texts)
+    return encode_against(predicted, classifier.classes_, multilabel).indicator, probabilities
+
+
+def _rate(classifier: Any, texts: list[str], meter: Meter) -> float:
+    """Texts a second, without a store of what was read before."""
+    kept, some = getattr(classifier, "cache", None), texts[:SPEED_ROWS]
+    try:
+        if kept is not None:
+            classifier.cache = None
+        started = time.perf_counter()
+        with meter.stage("inference"):
+            classifier.predict(some)
+        return len(some) / (time.perf_counter() - started)
+    finally:
+        if kept is not None:
+            classifier.cache = kept
+
+
+def _bytes(classifier: Any) -> int | None:
+    """Of the saved artifact, backbones not counted: they are referenced."""
+    if not hasattr(classifier, "save"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "model"
+        classifier.save(place)
+        return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+
+
+@contextmanager
+def _once(said: set[str]) -> Iterator[None]:
+    """Pass on what is warned of inside, but for what was said before: every candidate sees the same data."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SondeWarning)
+        yield
+    for message in (one.message for one in caught):
+        if str(message) not in said:
+            said.add(str(message))
+            warnings.warn(message, stacklevel=2)
+
+
+class _OutOfTimeError(Exception):
+    """The time limit has passed."""
+
+
+@contextmanager
+def _until(moment: float | None) -> Iterator[None]:
+    """Give up the work inside when a moment of the monotonic clock has come.
+
+    By a timer signal where there is one, so that a long fit is cut short; elsewhere before the work starts.
+    """
+    left = None if moment is None else moment - time.monotonic()
+    if left is not None and left <= 0:
+        raise _OutOfTimeError
+    if left is None or not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_: int, __: FrameType | None) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# ----------------------------------------------------------- recommendation
+
+
+def recommend(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") -> dict[str, str | None]:
+    """Which candidate to take: the best by the metric, the fastest of equals; and what stands close to it.
+
+    Returns
+    -------
+    dict
+        `recommended`: a name, None if nothing has finished; `reason`: sentences.
+    """
+    done = {name: cell for name, cell in cells.items() if "failed" not in cell}
+    if not done:
+        return {"recommended": None, "reason": "No candidate has finished."}
+    best = max(done, key=lambda name: (done[name][metric], done[name]["texts_per_second"]))
+    own = done[best]
+    among = (
+        f"the highest {METRICS[metric]} of {len(done)}"
+        if len(done) > 1
+        else f"the only one that has finished: {METRICS[metric]}"
+    )
+    sentences = [f"{best}: {among} on {own['n']:,} test rows, {_figure(own[metric])}."]
+    close = {name: p for name in done if name != best and (p := _p_value(own, done[name])) >= CHANCE}
+    if close:
+        listed = ", ".join(f"{name} ({_figure(done[name][metric])}, p {p:.2f})" for name, p in close.items())
+        sentences.append(f"Its lead may be chance over {listed}.")
+        fastest = max(close, key=lambda name: done[name]["texts_per_second"])
+        times = done[fastest]["texts_per_second"] / own["texts_per_second"]
+        if times >= NOTABLY_FASTER:
+            sentences.append(f"If speed counts, take {fastest}: {times:,.0f} times as many texts a second.")
+    elif len(done) > 1:
+        sentences.append("No other is within chance of it (McNemar, p < .05).")
+    return {"recommended": best, "reason": " ".join(sentences)}
+
+
+def _p_value(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    return metrics.mcnemar(_bits(one), _bits(other))
+
+
+def _bits(cell: Mapping[str, Any]) -> Bool[np.ndarray, " row"]:
+    return unpack(cell["correct"], cell["n"])
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+# --------------------------------------------------------------------- page
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The whole page, from the JSON alone."""
+    setting, cells = content["setting"], content["cells"]
+    heads = ("candidate", *HEADS)
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    lines += [f"| {' | '.join((f'`{name}`', *row))} |" for name, row in table(cells).items()]
+    failed = [f"- `{name}`: {cell['failed']}" for name, cell in cells.items() if "failed" in cell]
+    parts = [
+        "# Comparison",
+        f"Written by `sonde compare`: {setting['train_rows']:,} training rows, {setting['test_rows']:,} test rows, "
+        f"backbone {', '.join(setting['backbones'])}.",
+        machine.sentence(content["machine"]),
+        str(recommend(cells, setting["metric"])["reason"]),
+        "\n".join(lines),
+        NOTE,
+        *(["Not possible:\n\n" + "\n".join(failed)] if failed else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+HEADS = ("accuracy [95%]", "macro F1", "ECE", "fit s", "texts/s", "MB", "Wh")
+NOTE = (
+    "ECE: 15 bins of equal mass. fit s: wall clock; what a candidate before it has read is not read again. texts/s: "
+    "reading included. MB: the saved model without its backbones. Wh: energy of the fit, ~ where it is estimated from "
+    "stated watts."
+)
+
+
+def table(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Name -> the cells of its line under `HEADS`, of what has finished; the best first."""
+    done = {name: cell for name, cell in cells.items() if "failed" not in cell}
+    return {name: _line(done[name]) for name in sorted(done, key=lambda name: -done[name]["accuracy"])}
+
+
+def _line(cell: Mapping[str, Any]) -> list[str]:
+    training = cell["cost"]["stages"]["training"]
+    energy = training["energy"]
+    watt_hours = "" if energy is None else f"{'~' if energy['estimated'] else ''}{1000 * energy['kwh']:.2g}"
+    return [
+        f"{_figure(cell['accuracy'])} [{_figure(cell['low'])}, {_figure(cell['high'])}]",
+        _figure(cell["macro_f1"]),
+        "" if cell["ece"] is None else _figure(cell["ece"]),
+        f"{training['seconds']:.1f}",
+        f"{cell['texts_per_second']:,.0f}",
+        "" if cell["bytes"] is None else f"{cell['bytes'] / 1e6:.1f}",
+        watt_hours,
+    ]

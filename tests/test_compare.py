@@ -1,0 +1,184 @@
+"""`sonde compare`: the table grows candidate by candidate, survives every kind of stop, and recommends by evidence."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from samples import Run, worded
+from scipy.stats import binomtest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+
+from sonde.bench import compare as comparing
+from sonde.bench.candidates import CANDIDATES, Candidate, Setting
+from sonde.bench.compare import Rows, compare, recommend, table
+from sonde.bench.tables import pack
+from sonde.errors import ArgumentError, DataError, ModelError
+from sonde.tables import write_table
+
+TRAIN, TEST = Rows(*worded(90)), Rows(*worded(45, seed=1))
+SETTING = Setting((str(tiny.build("bert")),), cache=None)
+
+
+def words(_: Setting) -> Any:
+    return make_pipeline(TfidfVectorizer(), LogisticRegression())
+
+
+def ridge(_: Setting) -> Any:
+    return make_pipeline(TfidfVectorizer(), RidgeClassifier())
+
+
+def refused(_: Setting) -> Any:
+    raise ModelError("It cannot be done.")
+
+
+@pytest.fixture
+def candidates(monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
+    """Two of scikit-learn, one without probabilities, and one that refuses."""
+    found = {name: Candidate(name, name, make) for name, make in (("words", words), ("ridge", ridge), ("no", refused))}
+    monkeypatch.setattr(comparing, "CANDIDATES", found)
+    return found
+
+
+def test_figures_are_those_of_the_predictions(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json")
+    for name, make in (("words", words), ("ridge", ridge)):
+        right = make(SETTING).fit(TRAIN.texts, TRAIN.labels).predict(TEST.texts) == np.array(TEST.labels)
+        cell, interval = found["cells"][name], binomtest(int(right.sum()), 45).proportion_ci(method="wilson")
+        assert cell["accuracy"] == right.mean() and cell["correct"] == pack(right)
+        assert (cell["low"], cell["high"]) == (interval.low, interval.high)
+        assert cell["texts_per_second"] > 0 and cell["bytes"] is None
+        assert cell["cost"]["stages"]["training"]["energy"]["estimated"] in (True, False)
+    assert found["cells"]["words"]["ece"] > 0 and found["cells"]["ridge"]["ece"] is None
+    assert found["cells"]["no"] == {"title": "no", "failed": "It cannot be done."}
+    page = Path(found["written"][1]).read_text()
+    assert "`no`: It cannot be done." in page and str(found["reason"]) in page and "| `ridge` |" in page
+
+
+def test_a_second_run_makes_only_what_is_missing(
+    candidates: dict[str, Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["words"])
+    monkeypatch.setitem(candidates, "words", Candidate("words", "", lambda _: pytest.fail("it was finished")))
+    second = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["words", "ridge"])
+    assert list(second["cells"]) == ["words", "ridge"]
+    assert second["cells"]["words"] == first["cells"]["words"]
+    other = Rows(TEST.texts[1:], TEST.labels[1:])
+    with pytest.raises(BaseException, match="it was finished"):  # other rows: nothing is taken over
+        compare(TRAIN, other, SETTING, tmp_path / "out.json", names=["words"])
+
+
+class Slow:
+    """Learns for ever."""
+
+    def fit(self, *_: Any) -> Any:
+        time.sleep(60)
+
+
+class Stopped:
+    """Its user loses patience."""
+
+    def fit(self, *_: Any) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("learner", "limit"), [(Slow, 1.5), (Stopped, None)])
+def test_what_is_done_is_kept_when_time_or_patience_ends(
+    candidates: dict[str, Candidate], tmp_path: Path, learner: type, limit: float | None
+) -> None:
+    candidates["slow"] = Candidate("slow", "", lambda _: learner())
+    candidates["after"] = candidates["ridge"]
+    compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["words"])
+    started = time.monotonic()
+    names = ["words", "slow", "after"]
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=names, time_limit=limit)
+    assert time.monotonic() - started < 20, "it did not wait for the slow one"
+    assert list(found["cells"]) == ["words"] and found["missing"] == ["slow", "after"]
+    assert found["recommended"] == "words" and "only one that has finished" in str(found["reason"])
+    assert list(json.loads((tmp_path / "out.json").read_text())["cells"]) == ["words"]
+
+
+def cell(right: int, rows: int = 200, speed: float = 100.0, shift: int = 0) -> dict[str, Any]:
+    bits = np.roll(np.arange(rows) < right, shift)
+    return {
+        "n": rows,
+        "accuracy": right / rows,
+        "macro_f1": right / rows,
+        "correct": pack(bits),
+        "texts_per_second": speed,
+    }
+
+
+def test_the_best_is_recommended_and_what_chance_may_hide_is_said() -> None:
+    found = recommend({"slow": cell(160), "near": cell(156, speed=1000.0), "far": cell(100, speed=9000.0)})
+    assert found["recommended"] == "slow"
+    reason = str(found["reason"])
+    assert "highest accuracy of 3 on 200 test rows, .800" in reason
+    assert "may be chance over near (.780, p 0.12)" in reason and "far" not in reason
+    assert "take near: 10 times as many texts a second" in reason
+    alone = str(recommend({"one": cell(160), "other": cell(100)})["reason"])
+    assert "No other is within chance of it" in alone and "If speed counts" not in alone
+    equal = recommend({"slow": cell(160), "fast": cell(160, speed=200.0)})
+    assert equal["recommended"] == "fast"
+    assert recommend({"no": {"failed": "..."}})["recommended"] is None
+
+
+def test_lines_stand_in_order_and_say_what_is_estimated(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    cells = compare(TRAIN, TEST, SETTING, tmp_path / "out.json")["cells"]
+    lines = table(cells)
+    assert set(lines) == {"words", "ridge"}
+    best = max(cells[name]["accuracy"] for name in lines)
+    assert cells[next(iter(lines))]["accuracy"] == best
+    for name, line in lines.items():
+        energy = cells[name]["cost"]["stages"]["training"]["energy"]
+        assert line[-1].startswith("~") == energy["estimated"]
+
+
+@pytest.mark.parametrize("name", ["auto", "lexical", "llmembed-15"])
+def test_recipes_are_candidates(name: str, tmp_path: Path) -> None:
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=[name])
+    figures = found["cells"][name]
+    assert "failed" not in figures, figures
+    assert figures["bytes"] > 1000 and 0 <= figures["ece"] <= 1 and figures["accuracy"] > 1 / 3
+
+
+def test_the_best_guess_comes_first() -> None:
+    assert next(iter(CANDIDATES)) == "auto"
+
+
+def test_several_labels_a_text(tmp_path: Path) -> None:
+    def several(rows: Rows) -> Rows:
+        return Rows(rows.texts, [[label, "long"] if len(text) > 45 else [label] for text, label in zip(rows.texts, rows.labels, strict=True)])  # fmt: skip  # noqa: E501
+
+    found = compare(several(TRAIN), several(TEST), SETTING, tmp_path / "out.json", names=["lexical"])
+    assert found["cells"]["lexical"]["macro_f1"] > 0.3
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"candidate.*'autt'.*auto, lexical"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["autt"])
+    with pytest.raises(ArgumentError, match="must be above 0"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "out.json", time_limit=0)
+    with pytest.raises(DataError, match="no labelled rows"):
+        Rows.of(["a"], [None])
+    assert Rows.of(["a", "b"], [None, "x"]) == Rows(["b"], ["x"])
+
+
+def test_the_command_line(run: Run, tmp_path: Path) -> None:
+    for name, rows in (("train", TRAIN), ("test", TEST)):
+        write_table(tmp_path / f"{name}.csv", {"text": rows.texts, "label": rows.labels})
+    out = tmp_path / "out.json"
+    asked = ("compare", tmp_path / "train.csv", tmp_path / "test.csv", "--only", "lexical", "--no-cache", "--out", out)
+    done = run(*asked)
+    assert done.code == 0, done.err
+    assert "lexical: the only one that has finished" in done.out and "texts/s" in done.out
+    again = run(*asked, "--json")
+    assert json.loads(again.out)["recommended"] == "lexical"
+    assert out.with_suffix(".md").is_file()
+    bad = run(*asked, "--time-limit", "0")
+    assert bad.code == 2 and "must be above 0" in bad.err
