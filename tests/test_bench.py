@@ -12,15 +12,17 @@ import pytest
 import tiny
 from samples import worded
 
-from sonde.bench import BENCHES, datasets, long_text, machine, reasons, tables
+from sonde.bench import BENCHES, datasets, depth, long_text, machine, reasons, sample, tables
 from sonde.bench.paper import SETS, TABLE_2
 from sonde.errors import DataError
 
 EDGES = {"train": (0, 44), "test": (44, 60)}
 
 
-def write_split(folder: Path, texts: list[str], labels: list[str], split: str) -> None:
-    start, stop = EDGES[split]
+def write_split(
+    folder: Path, texts: list[str], labels: list[str], split: str, edges: dict[str, tuple[int, int]] = EDGES
+) -> None:
+    start, stop = edges[split]
     with gzip.open(folder / f"{split}.csv.gz", "wt", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(texts[start:stop], labels[start:stop], strict=True)])
 
@@ -34,6 +36,14 @@ def data(tmp_path: Path, texts: list[str], labels: list[str]) -> Path:
         for split in EDGES:
             write_split(folder, texts, labels, split)
     return tmp_path / "data"
+
+
+def telling(data: Path, train: int = 44, test: int = 16) -> None:
+    """Give r8 texts in whose words stc finds a neuron, even of a random model."""
+    texts, labels = worded(train + test, noise=0.1)
+    edges = {"train": (0, train), "test": (train, train + test)}
+    for split in edges:
+        write_split(data / "r8", texts, labels, split, edges)
 
 
 @pytest.fixture
@@ -53,9 +63,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_line_is_filled_and_a_second_run_fits_nothing(
     data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, labels = worded(60, noise=0.1)  # what stc finds a neuron for
-    for split in EDGES:
-        write_split(data / "r8", texts, labels, split)
+    telling(data)
     settings = {"data": data, "models": models, "rows": None, "only": ["r8"], "cache": tmp_path / "store"}
     written = tables.run(**settings, out=tmp_path / "out")
     content = json.loads((tmp_path / "out" / "tables.json").read_text())
@@ -93,6 +101,34 @@ def test_auto_is_compared_with_every_recipe_that_was_run() -> None:
     assert "| `stc-hidden [bundle]` | +35.00 (1.000, 1.000) |" in page
     assert "`linear" not in page
     assert tables._significance({"cells": {"r8|lexical": cell(better)}}) == ""
+
+
+@pytest.mark.slow
+def test_depth_and_sample_are_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling(data, train=120)
+    for bench in (depth, sample):
+        monkeypatch.setattr(bench, "BACKBONE", str(tiny.build("bert")))
+    settings: dict[str, Any] = {
+        "data": data,
+        "models": None,
+        "rows": None,
+        "only": ["r8"],
+        "cache": None,
+        "out": tmp_path,
+    }
+    figures, page = (path.read_text() for path in depth.run(**settings))
+    cell = json.loads(figures)["cells"]["r8"]
+    assert cell["depths"] == sorted(cell["depths"]) and len(cell["test"]) == len(cell["depths"])
+    assert cell["enough"]["test"] == cell["test"][cell["depths"].index(cell["enough"]["depth"])]
+    assert cell["cascade"]["out_of_fold"]["mean_depth"] <= cell["depths"][-1]
+    assert "| R8 | 120 |" in page and "which nobody can know beforehand" in page
+
+    monkeypatch.setattr(sample, "SETS", ("r8",))
+    monkeypatch.setattr(sample, "SIZES", (60, 120))
+    figures, page = (path.read_text() for path in sample.run(**settings))
+    assert set(json.loads(figures)["cells"]) == {"r8|60", "r8|120"} and "| 60 |" in page
+    monkeypatch.setattr(sample, "_cell", lambda *_: pytest.fail("a finished cell was fitted again"))
+    sample.run(**settings)
 
 
 def test_long_text_compares_three_ways(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

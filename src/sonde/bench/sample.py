@@ -22,11 +22,10 @@ from sonde.progress import track
 
 RECIPE = "stc-hidden"
 BACKBONE = BUNDLE
-SIZES = (512, 1024, 2048, 4096, 8192, 16384)
-SETS = ("sst2", "imdb", "ag_news")
-"""Those with more rows than the largest sample."""
-TRAIN_ROWS = 17_000
-"""As many as the smallest of these sets has: one length for all columns."""
+SIZES = (512, 1024, 2048, 4096, 8192)
+SETS = ("ag_news", "sst2")
+TRAIN_ROWS = SIZES[-1]
+"""The largest sample is all there is: what a smaller one loses against it is what choosing on a sample costs."""
 
 
 def run(
@@ -38,7 +37,7 @@ def run(
     names = [name for name in chosen(only) if name in SETS]
     with track("samples", len(names) * len(SIZES), "fits") as advance:
         for name in names:
-            train = read_split(data, name, "train").take(min(rows or TRAIN_ROWS, TRAIN_ROWS))
+            train = read_split(data, name, "train").take(min(rows or TRAIN_ROWS, TRAIN_ROWS))  # a seeded sample
             parts = [read_split(data, name, split) for split in SPLITS[name]]
             texts = [text for part in parts for text in part.texts]
             test = DataSet(texts, np.concatenate([part.labels for part in parts])).take(rows)

@@ -168,7 +168,7 @@ def _abstention(
 
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
-    cells = {name: cell for name, cell in content["cells"].items() if name in TITLES}
+    cells = {name: content["cells"][name] for name in TITLES if name in content["cells"]}
     limit = content["rows_limit"]
     trial = f"**A trial: at most {limit:,} rows of each split.** " if limit else ""
     parts = [
