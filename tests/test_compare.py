@@ -69,8 +69,13 @@ def test_a_second_run_makes_only_what_is_missing(
     assert list(second["cells"]) == ["words", "ridge"]
     assert second["cells"]["words"] == first["cells"]["words"]
     other = Rows(TEST.texts[1:], TEST.labels[1:])
-    with pytest.raises(BaseException, match="it was finished"):  # other rows: nothing is taken over
+    with pytest.raises(ArgumentError, match="a comparison of other rows"):
         compare(TRAIN, other, SETTING, tmp_path / "out.json", names=["words"])
+    assert list(json.loads((tmp_path / "out.json").read_text())["cells"]) == ["words", "ridge"], "nothing is lost"
+    (tmp_path / "notes.json").write_text("my notes")
+    with pytest.raises(ArgumentError, match="is no comparison"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "notes.json", names=["words"])
+    assert (tmp_path / "notes.json").read_text() == "my notes"
 
 
 class Slow:

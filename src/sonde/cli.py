@@ -410,7 +410,8 @@ def bench(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME...", help="tables, collapse, long_text, trust, reasons, ablation, few, depth, sample"
+            metavar="NAME...",
+            help="tables, collapse, long_text, trust, reasons, ablation, few, depth, sample, comparison",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
@@ -423,7 +424,9 @@ def bench(
         int | None, typer.Option("--rows", help="At most this many rows of each split, for a trial.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these data sets.")] = None,
-    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="Only these recipes; for `few`.")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Only these recipes; for `few`, `comparison`.")
+    ] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     as_json: Json = False,

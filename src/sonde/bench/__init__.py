@@ -23,5 +23,5 @@ def _lazily(module: str) -> Callable[..., list[Path]]:
     return run
 
 
-_NAMES = ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few", "depth", "sample")
+_NAMES = ("tables", "collapse", "long_text", "trust", "reasons", "ablation", "few", "depth", "sample", "comparison")
 BENCHES: dict[str, Callable[..., list[Path]]] = {name: _lazily(name) for name in _NAMES}

@@ -21,7 +21,7 @@ class Cells:
         self.content: dict[str, Any] = {"setting": setting, "cells": {}}
         if self.path.is_file():
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found.get("setting") == json.loads(json.dumps(setting)):
+            if isinstance(found, dict) and found.get("setting") == json.loads(json.dumps(setting)):
                 self.content = found
 
     def __contains__(self, key: str) -> bool:

@@ -1,9 +1,10 @@
 """Many ways to classify, side by side on one's own data: what `sonde compare` runs.
 
-compare       train and test rows -> a table that grows as candidates finish, and a recommendation
-measure       one fitted way on the test rows
-recommend     finished cells -> which to take, and why
-to_markdown   the page, from the JSON alone
+compare           train and test rows -> a table that grows as candidates finish, and a recommendation
+fit_and_measure   one candidate
+measure           something fitted, on the test rows
+recommend         finished cells -> which to take, and why
+to_markdown       the page, from the JSON alone
 
 Every finished candidate is kept in the JSON file at once: stopped by a time limit, a key or a power cut, the same
 command goes on with what is missing.
@@ -108,19 +109,19 @@ def compare(
     Raises
     ------
     ArgumentError
-        For an unknown candidate or a time limit that is not above 0.
+        For an unknown candidate, a time limit that is not above 0, or a file that holds something else.
     """
     asked = [choose("The candidate", name, CANDIDATES) for name in names or CANDIDATES]
     if time_limit is not None and not time_limit > 0:
         raise ArgumentError(f"The time limit is {time_limit:g} s; it must be above 0.")
     about = {**asdict(setting), "cache": None, "train": train.digest(), "test": test.digest()}
-    cells = Cells(Path(out), {**about, "train_rows": len(train.texts), "test_rows": len(test.texts)})
+    cells = _opened(Path(out), {**about, "train_rows": len(train.texts), "test_rows": len(test.texts)})
     until = None if time_limit is None else time.monotonic() + time_limit
     said: set[str] = set()
     try:
         for name in tracked([name for name in asked if name not in cells], "comparing", "candidates"):
             with _until(until), _once(said):
-                cell = _cell(CANDIDATES[name], train, test, setting)
+                cell = fit_and_measure(CANDIDATES[name], train, test, setting)
             cells.put(name, cell)
     except (_OutOfTimeError, KeyboardInterrupt):
         pass  # what is done is kept, and shown
@@ -135,8 +136,21 @@ def compare(
     }
 
 
-def _cell(candidate: Candidate, train: Rows, test: Rows, setting: Setting) -> dict[str, Any]:
-    """The figures of one candidate; what it refuses is a figure too."""
+def _opened(path: Path, setting: dict[str, Any]) -> Cells:
+    """The file of the figures; another comparison in it is not written over."""
+    try:
+        cells = Cells(path, setting)
+    except ValueError as error:
+        raise ArgumentError(f"{path} is no comparison: {error}. Give --out another name.") from error
+    if path.is_file() and not cells.content["cells"]:
+        raise ArgumentError(
+            f"{path} holds a comparison of other rows, backbones or settings. Give --out another name, or delete it."
+        )
+    return cells
+
+
+def fit_and_measure(candidate: Candidate, train: Rows, test: Rows, setting: Setting) -> dict[str, Any]:
+    """The figures of one candidate, as in `measure`, with its cost; what it refuses is a figure too."""
     meter = Meter()
     try:
         classifier = candidate.make(setting)
@@ -283,10 +297,10 @@ def recommend(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") 
         if len(done) > 1
         else f"the only one that has finished: {METRICS[metric]}"
     )
-    sentences = [f"{best}: {among} on {own['n']:,} test rows, {_figure(own[metric])}."]
+    sentences = [f"{best}: {among} on {own['n']:,} test rows, {figure(own[metric])}."]
     close = {name: p for name in done if name != best and (p := _p_value(own, done[name])) >= CHANCE}
     if close:
-        listed = ", ".join(f"{name} ({_figure(done[name][metric])}, p {p:.2f})" for name, p in close.items())
+        listed = ", ".join(f"{name} ({figure(done[name][metric])}, p {p:.2f})" for name, p in close.items())
         sentences.append(f"Its lead may be chance over {listed}.")
         fastest = max(close, key=lambda name: done[name]["texts_per_second"])
         times = done[fastest]["texts_per_second"] / own["texts_per_second"]
@@ -298,14 +312,16 @@ def recommend(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") 
 
 
 def _p_value(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    return metrics.mcnemar(_bits(one), _bits(other))
+    return metrics.mcnemar(bits(one), bits(other))
 
 
-def _bits(cell: Mapping[str, Any]) -> Bool[np.ndarray, " row"]:
+def bits(cell: Mapping[str, Any]) -> Bool[np.ndarray, " row"]:
+    """Which test rows a cell labels right."""
     return unpack(cell["correct"], cell["n"])
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """.812"""
     return f"{value:.3f}".removeprefix("0")
 
 
@@ -351,9 +367,9 @@ def _line(cell: Mapping[str, Any]) -> list[str]:
     energy = training["energy"]
     watt_hours = "" if energy is None else f"{'~' if energy['estimated'] else ''}{1000 * energy['kwh']:.2g}"
     return [
-        f"{_figure(cell['accuracy'])} [{_figure(cell['low'])}, {_figure(cell['high'])}]",
-        _figure(cell["macro_f1"]),
-        "" if cell["ece"] is None else _figure(cell["ece"]),
+        f"{figure(cell['accuracy'])} [{figure(cell['low'])}, {figure(cell['high'])}]",
+        figure(cell["macro_f1"]),
+        "" if cell["ece"] is None else figure(cell["ece"]),
         f"{training['seconds']:.1f}",
         f"{cell['texts_per_second']:,.0f}",
         "" if cell["bytes"] is None else f"{cell['bytes'] / 1e6:.1f}",

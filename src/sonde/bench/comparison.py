@@ -1,0 +1,220 @@
+"""Everything on the same backbone and the same rows: five data sets, few labels and all.
+
+run           fit and measure every cell; write comparison.{json,md}
+to_markdown   the page, from the JSON alone
+
+A cell is what `sonde compare` measures for one candidate. Where sonde's default loses, the page says so first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonde.bench import machine
+from sonde.bench.candidates import CANDIDATES, Setting
+from sonde.bench.cells import Cells, write_page
+from sonde.bench.compare import CHANCE, METRICS, Rows, bits, figure, fit_and_measure
+from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.few import draw
+from sonde.errors import choose
+from sonde.learn import metrics
+from sonde.plan import BUNDLE
+from sonde.progress import track
+
+BACKBONE = BUNDLE
+DEFAULT = "auto"
+"""What a user gets who chooses nothing: the page judges it against all others."""
+
+SHOTS = (8, 32, 128, None)
+"""Training rows of each class (all, where it has fewer); None = all rows."""
+
+MOST_ROWS = {"finetune": 4000, "lora": 4000, "setfit": 4000}
+"""Candidates that would take over half an hour on two cores with all rows: a seeded sample, whose size is shown."""
+
+
+def run(
+    *,
+    data: Path,
+    models: Path | None,
+    out: Path,
+    rows: int | None,
+    only: list[str] | None,
+    cache: Any,
+    recipes: Sequence[str] | None = None,
+) -> list[Path]:
+    """Fill every cell and write the page.
+
+    Parameters
+    ----------
+    data, out, only, cache : as in `bench.tables.run`; `models` is not needed
+    rows : int or None
+        At most this many rows of each split, for a trial.
+    recipes : sequence of str or None
+        Names of candidates; by default all. Cells of others stay in the table.
+    """
+    names = [choose("The candidate", name, CANDIDATES) for name in recipes or CANDIDATES]
+    setting = Setting((BACKBONE,), cache)
+    cells = Cells(Path(out) / "comparison.json", {"backbone": BACKBONE, "seed": setting.seed, "limit": rows})
+    sets = chosen(only)
+    with track("comparison", len(sets) * len(names) * len(SHOTS), "cells") as advance:
+        for shots in SHOTS:  # the cheap ones first
+            for name in sets:
+                train, test = read_split(data, name, "train").take(rows), _test(data, name, rows)
+                for candidate in names:
+                    key = f"{name}|{shots or 'all'}|{candidate}"
+                    if key not in cells:
+                        some = _some(train, shots, candidate, setting.seed)
+                        found = fit_and_measure(CANDIDATES[candidate], _rows(some), _rows(test), setting)
+                        cells.put(key, {**found, "train_rows": len(some.texts)})
+                    advance(1)
+    return write_page(cells.path, to_markdown(cells.content))
+
+
+def _test(data: Path, name: str, rows: int | None) -> DataSet:
+    """All test splits together."""
+    parts = [read_split(data, name, split) for split in SPLITS[name]]
+    labels = np.concatenate([part.labels for part in parts])
+    return DataSet([text for part in parts for text in part.texts], labels).take(rows)
+
+
+def _some(train: DataSet, shots: int | None, candidate: str, seed: int) -> DataSet:
+    return train.take(MOST_ROWS.get(candidate), seed) if shots is None else draw(train, shots, seed)
+
+
+def _rows(split: DataSet) -> Rows:
+    return Rows(split.texts, split.labels.tolist())
+
+
+# --------------------------------------------------------------------- page
+
+
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The whole page, from the JSON alone."""
+    setting, cells = content["setting"], content["cells"]
+    limit = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
+    parts = [
+        "# Comparison",
+        "Written by `sonde bench comparison`; every figure comes from `comparison.json` beside this page.",
+        machine.sentence(content["machine"]),
+        f"{limit}Backbone of all that read or tune one: {setting['backbone']}. One seed. Test rows: all (SST-2: of "
+        "both test splits). A number in brackets: training rows, where they are fewer than there are.",
+        "## Where the default loses",
+        _losses(cells),
+    ]
+    for shots in SHOTS:
+        parts += _chapter(cells, str(shots or "all"))
+    failed = [f"- {_place(key)}: {cell['failed']}" for key, cell in cells.items() if "failed" in cell]
+    if failed:
+        parts += ["## Not possible", "\n".join(failed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _place(key: str) -> str:
+    name, shots, candidate = key.split("|")
+    return f"`{candidate}` on {TITLES[name]}, {shots} rows{'' if shots == 'all' else ' a class'}"
+
+
+def _done(cells: Mapping[str, Any], shots: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """(candidate, set) -> cell, of what has finished."""
+    found = {}
+    for key, cell in cells.items():
+        name, own, candidate = key.split("|")
+        if own == shots and "failed" not in cell:
+            found[candidate, name] = cell
+    return found
+
+
+def _losses(cells: Mapping[str, Any]) -> str:
+    """Every cell that is better than the default by more than chance; and what remains if there is none."""
+    lines = [line for shots in SHOTS for line in _losses_with(_done(cells, str(shots or "all")), shots)]
+    rule = f"better by more than chance (McNemar, p < {CHANCE:g}, not corrected for the number of tests)"
+    if not lines:
+        return f"Nothing here is {rule} than `{DEFAULT}` on the same rows."
+    return f"What is {rule} than `{DEFAULT}`:\n\n" + "\n".join(lines)
+
+
+def _losses_with(done: Mapping[tuple[str, str], Mapping[str, Any]], shots: int | None) -> Iterator[str]:
+    for (candidate, name), cell in done.items():
+        own = done.get((DEFAULT, name))
+        if own is None or candidate == DEFAULT or cell["accuracy"] <= own["accuracy"]:
+            continue
+        p = metrics.mcnemar(bits(own), bits(cell))
+        if p < CHANCE:
+            rows = "all rows" if shots is None else f"{shots} rows a class"
+            yield (
+                f"- {TITLES[name]}, {rows}: `{candidate}` {figure(cell['accuracy'])} against "
+                f"{figure(own['accuracy'])} (p {p:.3f})"
+            )
+
+
+def _chapter(cells: Mapping[str, Any], shots: str) -> list[str]:
+    done = _done(cells, shots)
+    if not done:
+        return []
+    names = [name for name in TITLES if any(name == own for _, own in done)]
+    candidates = list(dict.fromkeys(candidate for candidate, _ in done))
+    whole = {name: max(cell["train_rows"] for (_, own), cell in done.items() if own == name) for name in names}
+    heads = ["candidate", *(TITLES[name] for name in names), "mean"]
+    title = "## All rows" if shots == "all" else f"## {shots} rows a class"
+    parts = [title, "Accuracy with its 95% interval:"]
+    parts.append(_lines(heads, [_accuracies(done, one, names, whole) for one in candidates]))
+    for metric, shown in {"macro_f1": METRICS["macro_f1"], "ece": "ECE"}.items():
+        parts += [
+            f"{shown[0].upper()}{shown[1:]}:",
+            _lines(heads, [_values(done, one, names, metric) for one in candidates]),
+        ]
+    parts += ["Cost, means over the sets:", _lines(COSTS, [_costs(done, one, names) for one in candidates])]
+    return parts
+
+
+def _accuracies(
+    done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, names: Sequence[str], whole: Mapping[str, int]
+) -> list[str]:
+    line = []
+    for name in names:
+        cell = done.get((candidate, name))
+        fewer = f" ({cell['train_rows']:,})" if cell and cell["train_rows"] < whole[name] else ""
+        line.append(
+            f"{figure(cell['accuracy'])} [{figure(cell['low'])}, {figure(cell['high'])}]{fewer}" if cell else ""
+        )
+    return [f"`{candidate}`", *line, _mean(done, candidate, names, "accuracy")]
+
+
+def _values(
+    done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, names: Sequence[str], metric: str
+) -> list[str]:
+    found = [done.get((candidate, name), {}).get(metric) for name in names]
+    shown = ["" if value is None else figure(value) for value in found]
+    return [f"`{candidate}`", *shown, _mean(done, candidate, names, metric)]
+
+
+def _mean(done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, names: Sequence[str], metric: str) -> str:
+    """Over all sets; empty if one is missing."""
+    found = [done.get((candidate, name), {}).get(metric) for name in names]
+    there = [value for value in found if value is not None]
+    return figure(float(np.mean(there))) if len(there) == len(names) else ""
+
+
+COSTS = ("candidate", "fit s", "texts/s", "MB", "Wh of the fit")
+
+
+def _costs(done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, names: Sequence[str]) -> list[str]:
+    cells = [done[candidate, name] for name in names if (candidate, name) in done]
+    training = [cell["cost"]["stages"]["training"] for cell in cells]
+    energies = [stage["energy"] for stage in training if stage["energy"]]
+    sizes = [cell["bytes"] for cell in cells if cell["bytes"] is not None]
+    estimated = "~" if any(energy["estimated"] for energy in energies) else ""
+    return [
+        f"`{candidate}`",
+        f"{np.mean([stage['seconds'] for stage in training]):,.1f}",
+        f"{np.mean([cell['texts_per_second'] for cell in cells]):,.0f}",
+        f"{np.mean(sizes) / 1e6:.1f}" if sizes else "",
+        f"{estimated}{1000 * np.mean([energy['kwh'] for energy in energies]):.2g}" if energies else "",
+    ]
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,96 @@
+"""The comparison page: every candidate on the same rows, and what the default loses stands first."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from samples import worded
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from sonde.bench import comparison, machine
+from sonde.bench.candidates import Candidate, Setting
+from sonde.bench.tables import pack
+from sonde.errors import ArgumentError, ModelError
+
+
+def words(_: Setting) -> Any:
+    return make_pipeline(TfidfVectorizer(), LogisticRegression())
+
+
+def refused(_: Setting) -> Any:
+    raise ModelError("It cannot be done.")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    texts, labels = worded(150)
+    folder = tmp_path / "data" / "r8"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", slice(0, 100)), ("test", slice(100, 150))):
+        with gzip.open(folder / f"{split}.csv.gz", "wt", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *zip(texts[rows], labels[rows], strict=True)])
+    return tmp_path / "data"
+
+
+def test_every_cell_is_measured_once_on_so_many_rows(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: Candidate(name, name, make) for name, make in (("auto", words), ("lora", words), ("no", refused))}
+    monkeypatch.setattr(comparison, "CANDIDATES", found)
+    monkeypatch.setattr(comparison, "MOST_ROWS", {"lora": 60})
+    settings: dict[str, Any] = {
+        "data": data,
+        "models": None,
+        "out": tmp_path,
+        "rows": None,
+        "only": ["r8"],
+        "cache": None,
+    }
+    figures, page = (path.read_text() for path in comparison.run(**settings))
+    cells = json.loads(figures)["cells"]
+    assert {key: cell["train_rows"] for key, cell in cells.items() if "no" not in key} == {
+        "r8|8|auto": 24, "r8|32|auto": 96, "r8|128|auto": 100, "r8|all|auto": 100,
+        "r8|8|lora": 24, "r8|32|lora": 96, "r8|128|lora": 100, "r8|all|lora": 60,
+    }  # fmt: skip
+    assert cells["r8|8|no"]["failed"] == "It cannot be done."
+    assert "`no` on R8, 8 rows a class: It cannot be done." in page and "] (60) |" in page
+    monkeypatch.setattr(comparison, "fit_and_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
+    assert comparison.run(**settings)[1].read_text() == page
+    with pytest.raises(ArgumentError, match="candidate"):
+        comparison.run(**settings, recipes=["lorax"])
+
+
+def cell(right: int, **more: Any) -> dict[str, Any]:
+    stage = {"seconds": 2.0, "energy": {"kwh": 0.001, "estimated": True}}
+    share = right / 100
+    return {
+        "accuracy": share, "low": share - 0.1, "high": share + 0.1, "macro_f1": share, "ece": 0.02, "n": 100,
+        "correct": pack(np.arange(100) < right), "train_rows": 500, "texts_per_second": 50.0, "bytes": 2_000_000,
+        "cost": {"stages": {"training": stage}}, **more,
+    }  # fmt: skip
+
+
+def page(cells: dict[str, Any]) -> str:
+    setting = {"backbone": "some", "seed": 0, "limit": None}
+    return comparison.to_markdown({"setting": setting, "machine": machine.describe(), "cells": cells})
+
+
+def test_what_the_default_loses_stands_first() -> None:
+    lost = page({"r8|all|auto": cell(80), "r8|all|lora": cell(90), "r8|all|svm": cell(82), "r8|8|auto": cell(50)})
+    first = lost[lost.index("## Where the default loses") : lost.index("## 8 rows")]
+    assert "- R8, all rows: `lora` .900 against .800 (p 0.002)" in first and "svm" not in first
+    assert lost.index("## Where the default loses") < lost.index("## All rows")
+    assert "Nothing here is better" in page({"r8|all|auto": cell(90), "r8|all|lora": cell(80)})
+
+
+def test_lines_hold_figures_and_costs() -> None:
+    shown = page({"r8|all|auto": cell(80), "sst2|all|auto": cell(70), "r8|all|svm": cell(60, ece=None, bytes=None)})
+    assert "| `auto` | .700 [.600, .800] | .800 [.700, .900] | .750 |" in shown
+    assert "| `svm` |  | .600 [.500, .700] |  |" in shown, "no mean where a set is missing"
+    assert "| `auto` | 2.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` | 2.0 | 50 |  | ~1 |" in shown
