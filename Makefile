@@ -17,7 +17,7 @@ test-fast test: export TOKENIZERS_PARALLELISM = false
 test-fast test: export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-offline demo format lint types imports check test test-fast bench clean
+.PHONY: help install install-offline demo format lint types imports check test test-fast bench site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -69,5 +69,8 @@ test: check ## everything: install, check, all tests
 bench: $(VENV)/.offline ## the tables of docs/results, from the data sets in DATA=../shared/data
 	$(BIN)/sonde bench tables --data $(DATA)
 
+site: $(VENV)/.dev ## the documentation as pages: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove .venv and what the tools left behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build site
