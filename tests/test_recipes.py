@@ -19,6 +19,7 @@ NAMES = [
     "stc",
     "stc-hidden",
     "stc-ffn",
+    "plm",
     *(f"llmembed-{row}" for row in range(1, 16)),
     "llmembed",
 ]
@@ -44,7 +45,7 @@ def test_every_recipe_is_described_in_one_line_and_has_a_learner() -> None:
         assert recipe.learner in learning.LEARNERS
     assert len({recipe.title for recipe in RECIPES.values()}) == len(RECIPES) - 1  # llmembed is llmembed-15
     assert [name for name, recipe in RECIPES.items() if recipe.has_paper_setting] == [
-        name for name in NAMES if name.startswith(("llmembed", "stc-"))
+        name for name in NAMES if name.startswith(("plm", "llmembed", "stc-"))
     ]
 
 
@@ -59,6 +60,7 @@ def test_recipes_are_data_that_nobody_can_change() -> None:
     [
         ("linear", ["0/hidden.3/mean"]),
         ("lexical", []),
+        ("plm", ["0/sentence"]),
         ("llmembed-1", DEEPEST_FIRST[:1]),
         ("llmembed-2", DEEPEST_FIRST),
         pytest.param("llmembed-5", [*DEEPEST_FIRST, "1/sentence"], marks=pytest.mark.slow),

@@ -218,6 +218,15 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "stc-ffn", "stc on feed-forward activations alone, mean", _STC, "sparse", (_FFN,), has_paper_setting=True
         ),
+        Recipe(
+            "plm",
+            "sentence embedding of one encoder, and the head of LLMEmbed",
+            "LLMEmbed (Liu et al., ACL 2024), Table 2, PLM",
+            "fusion",
+            (Reads(0, "sentence"),),
+            {"row": 1},  # no fusion: one embedding
+            has_paper_setting=True,
+        ),
         *(_llmembed(row) for row in _TITLES),
     )
 }
