@@ -6,7 +6,7 @@ TextClassifier   texts and labels in, labels and probabilities out
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -18,15 +18,15 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
 from sonde import fitting, saving, scoring
-from sonde.errors import ArgumentError, DataError, ModelError, RecipeError, choose, warn
+from sonde.errors import ArgumentError, ModelError, RecipeError, choose
 from sonde.inputs import as_texts, as_weights
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
-from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
-from sonde.learn.targets import Targets, encode_against
+from sonde.learn.splitting import Folds, text_keys
+from sonde.learn.targets import encode_against
 from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
-from sonde.rows import Labelled, as_labelled, class_factors, is_matrix
+from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, is_matrix, with_validation
 from sonde.scoring import Scores
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe = self._check_arguments()
         seed, metric = _seed(self.random_state), cast(Metric, self.metric)
         train = as_labelled(texts, labels, sample_weight, None)
-        both, folds = self._with_validation(train, validation, seed)
+        both, folds = with_validation(train, validation, seed)
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         problem = Problem({}, both.texts, both.targets, weights, folds, metric, seed)
         sources, store = self._open_for(recipe)
@@ -191,38 +191,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._sparsity().check(recipe, len(backbone_names(self.backbones)))
         if self.paper and not recipe.has_paper_setting:
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
-        if isinstance(self.class_weight, str):
-            choose("class_weight", self.class_weight, ["balanced"])
-        elif not isinstance(self.class_weight, Mapping | None):
-            raise ArgumentError(f"class_weight is {self.class_weight!r:.60}; it must be 'balanced', a dict or None.")
+        check_class_weight(self.class_weight)
         return recipe
 
     def _sparsity(self) -> Sparsity:
         return Sparsity(self.sample_rows, self.eta, self.layers, self.exit_loss)
-
-    def _with_validation(self, train: Labelled, validation: Any, seed: int) -> tuple[Labelled, Folds]:
-        if validation is None:
-            return train, make_folds(train.texts, train.targets, seed=seed)
-        if not isinstance(validation, Sequence) or len(validation) != 2:
-            raise DataError("validation must be a pair (texts, labels).")
-        held = as_labelled(validation[0], validation[1], None, train.targets)
-        known = np.asarray(held.targets.indicator.any(axis=1) | train.targets.multilabel)  # row
-        if not known.all():
-            warn(
-                f"{int((~known).sum())} validation rows have labels that never stand in the training rows; left out.",
-                "unseen_labels",
-                int((~known).sum()),
-            )
-        if not known.any():
-            raise DataError("validation has no row with a label of the training rows.")
-        targets = Targets(
-            train.targets.classes,
-            np.concatenate([train.targets.indicator, held.targets.indicator[known]]),  # row class
-            train.targets.multilabel,
-        )
-        texts = [*train.texts, *(text for text, keep in zip(held.texts, known, strict=True) if keep)]
-        both = Labelled(texts, targets, np.concatenate([train.weights, held.weights[known]]))
-        return both, validation_folds(len(train.texts), targets, seed)
 
     def _open_for(self, recipe: Recipe) -> tuple[dict[int, "Source"], "Store | None"]:
         """The backbones that a recipe reads, and where their activations are kept."""

@@ -2,20 +2,21 @@
 
 Labelled        texts, targets and weights of training or validation rows
 as_labelled     what a user hands over -> Labelled
-class_factors   `class_weight` -> a factor for each row
+with_validation training rows and the user's validation rows, if any -> all rows, and which train and choose
+check_class_weight, class_factors   `class_weight`, judged, and as a factor for each row
 is_matrix       whether multi-label labels came as a 0/1 matrix
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from sonde.errors import ArgumentError, warn
+from sonde.errors import ArgumentError, DataError, choose, warn
 from sonde.inputs import as_texts, as_weights, present
-from sonde.learn.splitting import Folds, text_keys
+from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
 
 
@@ -43,6 +44,38 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
     return Labelled(rows, targets, chosen)
 
 
+def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
+    """All rows, and which of them train and choose: folds, or the user's pair (texts, labels) behind the others.
+
+    Raises
+    ------
+    DataError
+        If `validation` is no pair, or none of its labels stands in the training rows.
+    """
+    if validation is None:
+        return train, make_folds(train.texts, train.targets, seed=seed, n_folds=n_folds)
+    if not isinstance(validation, Sequence) or len(validation) != 2:
+        raise DataError("validation must be a pair (texts, labels).")
+    held = as_labelled(validation[0], validation[1], None, train.targets)
+    known = np.asarray(held.targets.indicator.any(axis=1) | train.targets.multilabel)  # row
+    if not known.all():
+        warn(
+            f"{int((~known).sum())} validation rows have labels that never stand in the training rows; left out.",
+            "unseen_labels",
+            int((~known).sum()),
+        )
+    if not known.any():
+        raise DataError("validation has no row with a label of the training rows.")
+    targets = Targets(
+        train.targets.classes,
+        np.concatenate([train.targets.indicator, held.targets.indicator[known]]),  # row class
+        train.targets.multilabel,
+    )
+    texts = [*train.texts, *(text for text, keep in zip(held.texts, known, strict=True) if keep)]
+    both = Labelled(texts, targets, np.concatenate([train.weights, held.weights[known]]))
+    return both, validation_folds(len(train.texts), targets, seed)
+
+
 def is_matrix(labels: Any) -> bool:
     """Whether multi-label labels came as a 0/1 matrix; nested lists count as one where `encode` reads them so."""
     if not isinstance(labels, list | tuple):
@@ -59,6 +92,14 @@ def _warn_conflicts(texts: Sequence[str], targets: Targets) -> None:
     count = len(np.unique(keys[order][1:][same & differ]))
     if count:
         warn(f"{count} texts stand more than once with different labels; all are kept.", "conflicting_labels", count)
+
+
+def check_class_weight(class_weight: object) -> None:
+    """`ArgumentError` if it is neither "balanced" nor a dict nor None."""
+    if isinstance(class_weight, str):
+        choose("class_weight", class_weight, ["balanced"])
+    elif not isinstance(class_weight, Mapping | None):
+        raise ArgumentError(f"class_weight is {class_weight!r:.60}; it must be 'balanced', a dict or None.")
 
 
 def class_factors(

@@ -30,12 +30,12 @@ class Neighbours:
 
     def __init__(self, retriever: Any, texts: list[str], labels: Any) -> None:
         self.retriever = clone(retriever).fit(texts, labels)
-        self.vectors = self._read(texts)
+        self.vectors = self.read(texts)
 
     def nearest(self, texts: list[str], k: int) -> Int64[np.ndarray, "row neighbour"]:
         """The k most similar training rows of each text, the most similar last; of equals, the later row is nearer."""
         found = np.empty((len(texts), k), dtype=np.int64)
-        vectors = self._read(texts) if texts else np.empty((0, self.vectors.shape[1]))
+        vectors = self.read(texts) if texts else np.empty((0, self.vectors.shape[1]))
         for start in range(0, len(texts), _CHUNK):
             alike = vectors[start : start + _CHUNK] @ self.vectors.T  # row, training row
             dense = alike.toarray() if sparse.issparse(alike) else np.asarray(alike)
@@ -43,7 +43,8 @@ class Neighbours:
             found[start : start + _CHUNK] = order[:, order.shape[1] - k :]
         return found
 
-    def _read(self, texts: list[str]) -> Any:
+    def read(self, texts: list[str]) -> Any:
+        """Texts as unit vectors, (row, feature)."""
         matrix = self.retriever.transform(texts)
         if len(getattr(matrix, "shape", ())) != 2 or matrix.shape[0] != len(texts):
             raise ArgumentError(

@@ -3,6 +3,7 @@
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
 Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_in_stages`
                 and `read_tokens`
+max_positions   the most tokens that a model takes
 quiet           transformers without its progress bars and reports
 """
 
@@ -110,7 +111,7 @@ class Backbone:
         self._descent = Descent(self._forward)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
-        self.max_positions = _max_positions(model)
+        self.max_positions = max_positions(model)
         self._has_pooler = self._forward.pooler_width is not None and not any(POOLER in key for key in missing)
         self._sentence = self._find_sentence()
         self.fingerprint = fingerprint(path, self._sentence)
@@ -364,7 +365,7 @@ def _probe(tokenizer: Any, device: torch.device) -> Tensor:
     return torch.tensor([ids], device=device)  # (1, token)
 
 
-def _max_positions(model: Any) -> int | None:
+def max_positions(model: Any) -> int | None:
     """Positions of the configuration, less those that RoBERTa and its kin lose to the index of the pad token."""
     bound = next((number for name in _POSITIONS if isinstance(number := getattr(model.config, name, None), int)), None)
     if bound is None or bound <= 0:

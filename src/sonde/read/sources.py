@@ -1,6 +1,7 @@
 """From what a user says to what can be read: names to backbones, specifications to blocks, a cache to a store.
 
 open_sources   ids or paths -> backbones with their views
+max_tokens_of, view_of   the `max_tokens` argument -> what a backbone sees of a text
 open_store     the `cache` argument -> a Store or None
 expand_blocks  a site specification and a pooling -> the blocks of one source
 block_of       a block name -> the Block
@@ -53,13 +54,15 @@ def open_sources(
     for index, name in names.items():
         bound = max_tokens_of(max_tokens, index)
         backbone = load_backbone(name, dtype=dtype, device=device)
-        positions = backbone.max_positions or DEFAULT_MAX_TOKENS
-        if bound is not None and backbone.max_positions is not None and bound > positions:
-            raise ArgumentError(
-                f"max_tokens is {bound}, but {name} has {positions} positions. Give at most {positions}."
-            )
-        sources[index] = Source(backbone, View(bound or min(positions, DEFAULT_MAX_TOKENS), long_text))
+        sources[index] = Source(backbone, view_of(name, backbone.max_positions, bound, long_text))
     return sources
+
+
+def view_of(name: str, positions: int | None, bound: int | None, long_text: str) -> View:
+    """How a backbone of so many positions (None = no bound) sees texts; `ArgumentError` if it has fewer than asked."""
+    if bound is not None and positions is not None and bound > positions:
+        raise ArgumentError(f"max_tokens is {bound}, but {name} has {positions} positions. Give at most {positions}.")
+    return View(bound or min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS), long_text)
 
 
 def max_tokens_of(max_tokens: MaxTokens, index: int) -> int | None:
