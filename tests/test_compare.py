@@ -10,6 +10,7 @@ import pytest
 import tiny
 from samples import Run, worded
 from scipy.stats import binomtest
+from sklearn.base import BaseEstimator
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
@@ -18,6 +19,7 @@ from sonde.bench import compare as comparing
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
 from sonde.bench.compare import Rows, compare, recommend, table
 from sonde.bench.tables import pack
+from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, ModelError
 from sonde.tables import write_table
 
@@ -150,6 +152,30 @@ def test_recipes_are_candidates(name: str, tmp_path: Path) -> None:
     figures = found["cells"][name]
     assert "failed" not in figures, figures
     assert figures["bytes"] > 1000 and 0 <= figures["ece"] <= 1 and figures["accuracy"] > 1 / 3
+
+
+@pytest.mark.parametrize("name", ["svm", "knn", "finetune", "lora"])
+def test_baselines_are_candidates(name: str, tmp_path: Path) -> None:
+    if name == "lora":
+        pytest.importorskip("peft", reason="the extra `finetune` is not installed")
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=[name])
+    figures = found["cells"][name]
+    assert "failed" not in figures, figures
+    assert figures["accuracy"] > 1 / 3 and figures["texts_per_second"] > 0
+
+
+def test_speed_is_that_of_texts_which_no_store_holds(tmp_path: Path) -> None:
+    class Watched(BaseEstimator):
+        def __init__(self, inner: Any = None, cache: Any = "here") -> None:
+            self.inner, self.cache, self.seen = inner, cache, []
+
+        def predict(self, texts: list[str]) -> list[str]:
+            self.seen.append((self.cache, self.inner and self.inner.cache))
+            return texts
+
+    one = Watched(Watched())
+    assert comparing._rate(one, ["a", "b"], Meter()) > 0
+    assert one.seen == [(None, None)] and (one.cache, one.inner.cache) == ("here", "here")
 
 
 def test_the_best_guess_comes_first() -> None:

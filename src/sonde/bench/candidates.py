@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sonde.baselines.knn import KNN
+from sonde.baselines.svm import SVM
 from sonde.classifier import TextClassifier
+from sonde.features import ActivationFeatures
 from sonde.learn.recipes import find
 
 
@@ -51,8 +54,28 @@ def _recipe(name: str) -> Candidate:
     return Candidate(name, recipe.title, make)
 
 
+def _knn(setting: Setting) -> KNN:
+    return KNN(ActivationFeatures("hidden.-1", "mean", setting.backbones[:1], cache=setting.cache))
+
+
+def _tuned(method: str) -> Callable[[Setting], Any]:
+    def make(setting: Setting) -> Any:
+        from sonde.baselines.finetuning import FineTuning  # it brings transformers, which others do without
+
+        return FineTuning(setting.backbones[0], method, metric=setting.metric, random_state=setting.seed)
+
+    return make
+
+
 CANDIDATES: dict[str, Candidate] = {
     candidate.name: candidate
-    for candidate in map(_recipe, ("auto", "lexical", "linear", "stc-hidden", "llmembed-15", "stc"))
+    for candidate in (
+        *map(_recipe, ("auto", "lexical", "linear")),
+        Candidate("svm", "linear support vector machine on TF-IDF", lambda setting: SVM(random_state=setting.seed)),
+        Candidate("knn", "nearest neighbours in the last hidden layer", _knn),
+        *map(_recipe, ("stc-hidden", "llmembed-15", "stc")),
+        Candidate("lora", "fine-tuning of low-rank adapters", _tuned("lora")),
+        Candidate("finetune", "fine-tuning of all weights", _tuned("full")),
+    )
 }
-"""The first is the best guess, the next two take seconds: whoever stops early has seen what matters."""
+"""The first is the best guess, the next take seconds: whoever stops early has seen what matters."""

@@ -30,7 +30,7 @@ DEFAULT = "auto"
 SHOTS = (8, 32, 128, None)
 """Training rows of each class (all, where it has fewer); None = all rows."""
 
-MOST_ROWS = {"finetune": 4000, "lora": 4000, "setfit": 4000}
+MOST_ROWS = {"finetune": 4000, "lora": 4000}
 """Candidates that would take over half an hour on two cores with all rows: a seeded sample, whose size is shown."""
 
 
