@@ -10,6 +10,7 @@ from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, ModelError, RecipeError
 from sonde.evaluation import evaluate
 from sonde.learn import cascade, learning, sparsify
+from sonde.learn.attribution import attributor
 from sonde.learn.cascade import Cascade
 from sonde.learn.problem import Problem, Record
 from sonde.learn.selection import depth
@@ -190,6 +191,22 @@ def test_a_cascade_answers_as_if_all_had_been_read(name: str, tmp_path) -> None:
     classifier.save(tmp_path / "model")
     again = load(tmp_path / "model")
     np.testing.assert_allclose(again.predict_proba(texts[::-1]), classifier.predict_proba(texts)[::-1], atol=1e-5)
+
+
+def test_a_row_is_explained_by_the_exit_at_which_it_leaves() -> None:
+    model, _ = fitted(a_problem())
+    unseen = a_problem(seed=1)
+    logits, reached = model.leave(unseen.blocks, unseen.rows)
+    attribute, direction = attributor(model), np.array([-1.0, 1.0])
+    some = [int(np.flatnonzero(reached == stage)[0]) for stage in np.unique(reached)]
+    assert len(some) > 1, "rows leave at several exits"
+    for row in some:
+        blocks = {name: block[row : row + 1] for name, block in unseen.blocks.items()}
+        found = attribute(direction, blocks, "")
+        added = sum(float(((blocks[part.block][0] - part.centre) * part.weights).sum()) for part in found.parts)
+        assert found.exact and found.bias + added == pytest.approx(float(logits[row] @ direction), abs=1e-4)
+        used = {part.block for part in found.parts if part.weights.any()}
+        assert used <= set(model.exits[reached[row]].needs), "what it did not read says nothing"
 
 
 @pytest.mark.parametrize("given", [-0.1, 1, "much", True, math.nan])

@@ -27,6 +27,7 @@ from sonde.learn.problem import Blocks, Fitted
 
 if TYPE_CHECKING:
     from sonde.learn.blend import Blend
+    from sonde.learn.cascade import Cascade
     from sonde.learn.head import FusionHead
     from sonde.learn.lexical import Lexical
     from sonde.learn.logistic import Logistic
@@ -163,11 +164,23 @@ def _fusion(model: "FusionHead") -> Attributor:
     return attribute
 
 
+def _cascade(model: "Cascade") -> Attributor:
+    """The exit at which the row leaves says it all."""
+    exits = [attributor(one) for one in model.exits]
+
+    def attribute(direction: Direction, blocks: Blocks, text: str) -> Attribution:
+        reached = int(model.leave(blocks, 1)[1][0])
+        return exits[reached](direction / model.temperatures[reached], blocks, text)
+
+    return attribute
+
+
 ATTRIBUTORS: dict[str, Callable[[Any], Attributor]] = {
     "Logistic": _linear,
     "Sparse": _linear,
     "Lexical": _lexical,
     "Blend": _blend,
     "FusionHead": _fusion,
+    "Cascade": _cascade,
 }
 """Name of the class of a fitted model -> how to explain it; by name, so that no learner is imported for another."""
