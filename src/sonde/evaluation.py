@@ -1,11 +1,16 @@
 """How good a classifier is on labelled rows that it has not seen.
 
 evaluate   classifier, texts, labels -> a report as plain data
+judge      classifier, texts, labels -> Judged: every row with its truth and its probabilities
+measure    Judged -> the report
 """
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
 from sklearn.utils.validation import check_is_fitted
 
 from sonde.classifier import TextClassifier
@@ -48,9 +53,42 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     SondeWarning
         missing_labels, unseen_labels, seen_in_training, truncated_rows and those about odd texts.
     """
+    return measure(classifier, judge(classifier, texts, labels))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled rows, and what a classifier says of them."""
+
+    rows: Int64[np.ndarray, " row"]
+    """Places of the rows among the texts that were given; those without a label are left out."""
+    given: int
+    """How many texts were given."""
+    texts: list[str]
+    """One text a row."""
+    labels: Any
+    """As given: one a row, a list a row, or a 0/1 matrix."""
+    truth: Float32[np.ndarray, "row class"]
+    """1 where a row has a class; nowhere for a label that the model does not know."""
+    probabilities: Float[np.ndarray, "row class"]
+    """What the classifier says."""
+    truncated: Bool[np.ndarray, " row"]
+    """Whether the model did not see the whole of a text."""
+    depths: Int64[np.ndarray, " row"]
+    """Layers that each text ran through."""
+    known: Bool[np.ndarray, " row"]
+    """Whether a text stands in the training rows too."""
+    unseen: dict[Any, int]
+    """Labels that the model does not know, with their rows, most frequent first."""
+    seconds: float
+    """That reading and scoring took."""
+
+
+def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
+    """Score labelled rows; arguments, errors and warnings as of `evaluate`."""
     check_is_fitted(classifier, "classes_")
     rows = as_texts(texts)
-    here = present(labels, len(rows))
+    given, here = len(rows), present(labels, len(rows))
     if not here.all():
         warn(f"{int((~here).sum())} rows have no label and are left out.", "missing_labels", int((~here).sum()))
         labels = [label for label, keep in zip(labels, here, strict=True) if keep]
@@ -59,16 +97,32 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
         raise DataError("There are no labelled rows to evaluate on.")
     labels = _named(labels, classifier.label_names_)
     targets = encode_against(labels, classifier.classes_, classifier.multilabel_)
-    _warn_unseen(classifier, labels)
-    _warn_known_texts(classifier, rows)
+    strange = unseen(labels, classifier.classes_, classifier.multilabel_)
+    known = np.isin(text_keys(rows), classifier.train_keys_)
+    _warn_unseen(strange)
+    _warn_known_texts(known)
+    started = time.perf_counter()
     parts = list(classifier.stream(rows))
     logits = np.concatenate([part.logits for part in parts])  # row class
-    probabilities = to_probabilities(logits, classifier.multilabel_)
-    taken = {
-        "truncated_rows": sum(int(part.truncated.sum()) for part in parts),
-        "mean_depth": float(np.concatenate([part.depths for part in parts]).mean()),
-    }
-    return _report(classifier, targets.indicator, probabilities, taken)
+    return Judged(
+        rows=np.flatnonzero(here),
+        given=given,
+        texts=rows,
+        labels=labels,
+        truth=targets.indicator,
+        probabilities=to_probabilities(logits, classifier.multilabel_),
+        truncated=np.concatenate([part.truncated for part in parts]),
+        depths=np.concatenate([part.depths for part in parts]),
+        known=known,
+        unseen=strange,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def measure(classifier: TextClassifier, judged: Judged) -> dict[str, Any]:
+    """The figures of `evaluate`, of rows that were judged."""
+    taken = {"truncated_rows": int(judged.truncated.sum()), "mean_depth": float(judged.depths.mean())}
+    return _report(classifier, judged.truth, judged.probabilities, taken)
 
 
 def _report(
@@ -103,8 +157,7 @@ def _named(labels: Any, names: dict[str, str]) -> Any:
     return [[names.get(str(x), x) for x in v] if isinstance(v, list | tuple) else names.get(str(v), v) for v in labels]
 
 
-def _warn_unseen(classifier: TextClassifier, labels: Any) -> None:
-    strange = unseen(labels, classifier.classes_, classifier.multilabel_)
+def _warn_unseen(strange: dict[Any, int]) -> None:
     if strange:
         count = sum(strange.values())
         shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
@@ -116,11 +169,11 @@ def _warn_unseen(classifier: TextClassifier, labels: Any) -> None:
         )
 
 
-def _warn_known_texts(classifier: TextClassifier, texts: list[str]) -> None:
-    known = int(np.isin(text_keys(texts), classifier.train_keys_).sum())
-    if known:
+def _warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:
+    if known.any():
         warn(
-            f"{known} of {len(texts)} texts stand in the training rows too; figures on them flatter the model.",
+            f"{int(known.sum())} of {len(known)} texts stand in the training rows too; figures on them flatter the "
+            "model.",
             "seen_in_training",
-            known,
+            int(known.sum()),
         )

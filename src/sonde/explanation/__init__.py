@@ -3,10 +3,11 @@
 explain       classifier, texts -> an Explanation each
 Explanation   a score, taken apart into Layer, Neuron, Token and Gram records
 map_layers    a saved model -> the neurons that it uses, layer by layer, without any text
+layers_of     the same of a classifier in memory
 """
 
-from sonde.explanation.layers import map_layers
+from sonde.explanation.layers import layers_of, map_layers
 from sonde.explanation.records import Explanation, Gram, Layer, Neuron, Token
 from sonde.explanation.scores import explain
 
-__all__ = ["Explanation", "Gram", "Layer", "Neuron", "Token", "explain", "map_layers"]
+__all__ = ["Explanation", "Gram", "Layer", "Neuron", "Token", "explain", "layers_of", "map_layers"]

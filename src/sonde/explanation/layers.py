@@ -1,6 +1,7 @@
 """The layers and neurons that a saved model uses, without any text.
 
 map_layers   a saved model -> its neurons, block by block, as plain data
+layers_of    the same of a classifier in memory
 STRETCHES    equal parts of a layer whose weight is given
 """
 
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from sonde import saving
+from sonde.classifier import TextClassifier
 from sonde.learn import learning
 from sonde.learn.importance import BlockImportance, importance, lacks_widths
-from sonde.learn.problem import Record
+from sonde.learn.problem import Fitted, Record
 from sonde.loading import load
 
 STRETCHES = 128
@@ -42,7 +44,16 @@ def map_layers(folder: Path | str) -> list[dict[str, Any]]:
     content, arrays = saving.load(folder)
     learner = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
     model = learning.restore(Record(content["learner"], learner))
-    widths = _widths(folder) if lacks_widths(model) else {}
+    return _mapped(model, _widths(load(folder, cache=None)) if lacks_widths(model) else {})
+
+
+def layers_of(classifier: TextClassifier) -> list[dict[str, Any]]:
+    """The neurons that a fitted classifier weighs, as `map_layers` gives them for a saved one."""
+    model = classifier.model_
+    return _mapped(model, _widths(classifier) if lacks_widths(model) else {})
+
+
+def _mapped(model: Fitted, widths: Mapping[str, int]) -> list[dict[str, Any]]:
     found = importance(model, widths)
     return [_described(one, _axis(one, found)) for one in found]
 
@@ -77,11 +88,10 @@ def _kind(block: str) -> tuple[str, str]:
     return index, site.rpartition(".")[0] or site
 
 
-def _widths(folder: Path | str) -> Mapping[str, int]:
+def _widths(classifier: TextClassifier) -> Mapping[str, int]:
     """How wide the backbones of a model are at each of its blocks."""
     from sonde.read.sources import block_of
 
-    classifier = load(folder, cache=None)
     sources = classifier.sources()
     blocks = [block_of(name, sources) for name in classifier.model_.needs]
     return {block.name: sources[block.backbone].backbone.width(block.site) for block in blocks}

@@ -21,6 +21,7 @@ from sonde.learn.problem import Fitted
 
 if TYPE_CHECKING:
     from sonde.learn.blend import Blend
+    from sonde.learn.cascade import Cascade
     from sonde.learn.logistic import Logistic
     from sonde.learn.sparse import Sparse
 
@@ -54,8 +55,8 @@ def importance(model: Fitted, widths: Widths) -> list[BlockImportance]:
     Returns
     -------
     list of BlockImportance
-        Empty for models that are not linear in their blocks, or read none. N-grams have no part in it: their features
-        are not standardised, so that their weights do not compare.
+        Empty for models that are not linear in their blocks, or read none; of a cascade, those of its deepest head.
+        N-grams have no part in it: their features are not standardised, so that their weights do not compare.
     """
     found = _squares(model, widths)
     total = sum(float(one.shares.sum()) for one in found)
@@ -92,6 +93,10 @@ def _sparse(model: "Sparse", widths: Widths) -> list[BlockImportance]:
     return _split(model, model.columns, widths)
 
 
+def _cascade(model: "Cascade", widths: Widths) -> list[BlockImportance]:
+    return _sparse(model.exits[-1], widths)
+
+
 def _split(model: Any, columns: Mapping[str, np.ndarray], widths: Widths) -> list[BlockImportance]:
     squares = np.square(model.coefficients.astype(np.float64)).sum(axis=1)  # feature class -> feature
     squares *= model.scale > 0
@@ -125,6 +130,7 @@ def _blend(model: "Blend", widths: Widths) -> list[BlockImportance]:
 SQUARES: dict[str, Callable[[Any, Widths], list[BlockImportance]]] = {
     "Logistic": _dense,
     "Sparse": _sparse,
+    "Cascade": _cascade,
     "Blend": _blend,
 }
 """Name of the class of a fitted model -> its squared weights, by block."""

@@ -6,6 +6,7 @@
     log_loss                      mean negative log probability of the truth
     expected_calibration_error    gap between confidence and accuracy
     calibrated_error              the gap that chance alone leaves a perfectly calibrated model
+    reliability                   confidence beside accuracy, bin by bin
     mean_average_precision        ranking quality per label, averaged
     per_class                     precision, recall, F1 and support of each class
     difference                    how much better one set of predictions is than another, and how sure that is
@@ -111,13 +112,35 @@ def expected_calibration_error(
     """
     mass = np.ones(len(truth)) if weights is None else weights.astype(np.float64)
     if multilabel:
-        right = truth.ravel() > 0  # row class -> decision
-        mass = np.repeat(mass, truth.shape[1])
-    else:
-        right = np.take_along_axis(truth, probabilities.argmax(axis=1)[:, None], axis=1)[:, 0] > 0  # row class -> row
+        mass = np.repeat(mass, truth.shape[1])  # row -> decision
     confidence = _confidence(probabilities, multilabel)
-    gaps = np.bincount(_bins(confidence, bins), weights=mass * (confidence - right))
+    gaps = np.bincount(_bins(confidence, bins), weights=mass * (confidence - _right(truth, probabilities, multilabel)))
     return float(np.abs(gaps).sum() / mass.sum())
+
+
+def reliability(
+    truth: Shaped[np.ndarray, "row class"],
+    probabilities: Float[np.ndarray, "row class"],
+    *,
+    multilabel: bool = False,
+    bins: int = BINS,
+) -> list[dict[str, float]]:
+    """Confidence beside accuracy in the bins of `expected_calibration_error`, the least sure first.
+
+    Returns
+    -------
+    list of dict
+        For each bin that holds any decision: `decisions`, `right` (how many of them are), `confidence` (their mean),
+        `least` and `most` (the lowest and highest of it).
+    """
+    confidence, right = _confidence(probabilities, multilabel), _right(truth, probabilities, multilabel)
+    bin_of = _bins(confidence, bins)
+    table = []
+    for own in (bin_of == i for i in np.unique(bin_of)):
+        some = confidence[own]
+        edges = {"confidence": float(some.mean()), "least": float(some.min()), "most": float(some.max())}
+        table.append({"decisions": int(own.sum()), "right": int(right[own].sum()), **edges})
+    return table
 
 
 def calibrated_error(
@@ -251,6 +274,16 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " test"]) -> Float[np.nda
 def _confidence(probabilities: Float[np.ndarray, "row class"], multilabel: bool) -> Float64[np.ndarray, " decision"]:
     """Probabilities of what is claimed: of every label, or of the most probable class."""
     return np.asarray(probabilities.ravel() if multilabel else probabilities.max(axis=1), dtype=np.float64)
+
+
+def _right(
+    truth: Shaped[np.ndarray, "row class"], probabilities: Float[np.ndarray, "row class"], multilabel: bool
+) -> Bool[np.ndarray, " decision"]:
+    """Whether what is claimed is true."""
+    if multilabel:
+        return np.asarray(truth.ravel() > 0)  # row class -> decision
+    top = probabilities.argmax(axis=1)[:, None]
+    return np.asarray(np.take_along_axis(truth, top, axis=1)[:, 0] > 0)  # row class -> row
 
 
 def _bins(confidence: Float64[np.ndarray, " decision"], bins: int) -> Int64[np.ndarray, " decision"]:
