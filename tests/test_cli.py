@@ -459,7 +459,7 @@ def test_the_installed_script(files: Path, tmp_path: Path) -> None:
     assert helped.returncode == 0 and "Usage: sonde" in helped.stdout
     assert all(
         name in helped.stdout
-        for name in ("fit", "evaluate", "predict", "explain", "extract", "inspect", "recipes", "bench")
+        for name in ("fit", "evaluate", "report", "predict", "explain", "extract", "inspect", "recipes", "bench")
     )
     missing = sonde_script("inspect", tmp_path / "nowhere")
     assert (missing.returncode, missing.stdout) == (2, "") and len(missing.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@
     ActivationFeatures   texts -> matrix of activations, a scikit-learn transformer
     load                 a saved classifier, from its folder
     explain              why a classifier gives a text its label
+    report               how good a classifier is on labelled rows, as one page
 
 Nothing heavy is imported until one of these names is used.
 """
@@ -12,13 +13,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ActivationFeatures", "TextClassifier", "__version__", "explain", "load"]
+__all__ = ["ActivationFeatures", "TextClassifier", "__version__", "explain", "load", "report"]
 
 _HOMES = {
     "TextClassifier": "sonde.classifier",
     "load": "sonde.loading",
     "explain": "sonde.explanation",
     "ActivationFeatures": "sonde.features",
+    "report": "sonde.show.report",
 }
 
 

@@ -1,6 +1,6 @@
 """The command line: one command = one call into a room.
 
-    fit evaluate predict explain compare serve extract inspect recipes bench
+    fit evaluate report predict explain compare serve extract inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
 warnings counted; 2: the user's input is wrong; 1: anything else.
@@ -177,6 +177,31 @@ def evaluate(
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
         texts, labels = _labelled(test, text, label, label_separator, {})
         result |= measure(classifier, texts, labels)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows.")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write, .html.")],
+    text: Text = "text",
+    label: Label = "label",
+    label_separator: Separator = None,
+    backbone: Moved = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a saved classifier on labelled rows; figures, mistakes and reasons on one page."""
+    with _session("report", as_json) as result:
+        from sonde.loading import load
+        from sonde.show.report import report as write
+
+        classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=_cache(cache, no_cache))
+        texts, labels = _labelled(test, text, label, label_separator, {})
+        result |= write(classifier, texts, labels, out, name=f"{model.resolve().name} on {test.name}")
 
 
 @app.command()

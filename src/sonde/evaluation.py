@@ -67,7 +67,7 @@ class Judged:
     texts: list[str]
     """One text a row."""
     labels: Any
-    """As given: one a row, a list a row, or a 0/1 matrix."""
+    """As given: one a row, a list a row, or a 0/1 matrix with a row each."""
     truth: Float32[np.ndarray, "row class"]
     """1 where a row has a class; nowhere for a label that the model does not know."""
     probabilities: Float[np.ndarray, "row class"]
@@ -108,7 +108,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
         rows=np.flatnonzero(here),
         given=given,
         texts=rows,
-        labels=labels,
+        labels=list(labels) if getattr(labels, "ndim", 1) == 1 else labels,  # a Series counts by its index
         truth=targets.indicator,
         probabilities=to_probabilities(logits, classifier.multilabel_),
         truncated=np.concatenate([part.truncated for part in parts]),

@@ -3,7 +3,7 @@
     accuracy                      share of rows labelled right
     subset_accuracy               share of rows whose whole set of labels is right
     macro_f1, micro_f1            F1 averaged over classes, and of all decisions together
-    log_loss                      mean negative log probability of the truth
+    log_loss, row_losses          mean negative log probability of the truth, and that of each row
     expected_calibration_error    gap between confidence and accuracy
     calibrated_error              the gap that chance alone leaves a perfectly calibrated model
     reliability                   confidence beside accuracy, bin by bin
@@ -86,13 +86,18 @@ def log_loss(
     Probabilities are clipped at 1e-7, which is also what a label never seen gets. Multi-label: the mean over all
     (row, class) decisions.
     """
+    return float(np.average(row_losses(truth, probabilities, multilabel=multilabel), weights=weights))
+
+
+def row_losses(
+    truth: Shaped[np.ndarray, "row class"], probabilities: Float[np.ndarray, "row class"], *, multilabel: bool = False
+) -> Float64[np.ndarray, " row"]:
+    """What each row adds to `log_loss`."""
     clipped = np.clip(probabilities.astype(np.float64), SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)  # row class
     if multilabel:
-        losses = -np.where(truth > 0, np.log(clipped), np.log1p(-clipped)).mean(axis=1)  # row class -> row
-    else:
-        of_truth = np.where(truth > 0, clipped, 0.0).sum(axis=1)  # row class -> row
-        losses = -np.log(np.maximum(of_truth, SMALLEST_PROBABILITY))
-    return float(np.average(losses, weights=weights))
+        return np.asarray(-np.where(truth > 0, np.log(clipped), np.log1p(-clipped)).mean(axis=1))  # row class -> row
+    of_truth = np.where(truth > 0, clipped, 0.0).sum(axis=1)  # row class -> row
+    return np.asarray(-np.log(np.maximum(of_truth, SMALLEST_PROBABILITY)))
 
 
 def expected_calibration_error(

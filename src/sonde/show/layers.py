@@ -2,6 +2,7 @@
 
 strata   the layers in the terminal: one line a block
 draw     the same as SVG, plain XML
+picture  the same as an element of a page
 """
 
 import math
@@ -49,7 +50,7 @@ def _joined(stretches: Sequence[float], places: int) -> list[float]:
 def draw(blocks: Blocks, title: str) -> str:
     """Layers x neurons as an SVG document.
 
-    One row a block, the first of the model at the bottom; a stretch of neurons is the darker the more weight it has,
+    One row a block, the first of the model at the bottom; a stretch of neurons is the stronger the more weight it has,
     and tells its neurons to whoever points at it. To the right, the share of each block and how many neurons it keeps.
 
     Parameters
@@ -63,15 +64,20 @@ def draw(blocks: Blocks, title: str) -> str:
     str
         XML without scripts, images, or styles from elsewhere.
     """
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{picture(blocks, title)}\n'
+
+
+def picture(blocks: Blocks, title: str) -> str:
+    """The `svg` element of `draw` by itself; what is not `.paper` may be coloured anew by a page."""
     places = len(blocks[0]["stretches"])
     right, bottom = LEFT + places * PLACE, TOP + ROW * len(blocks)
     width, height = right + BAR + 180, bottom + 56
     body = [
         f"<title>{_xml(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<rect class="paper" width="{width}" height="{height}" fill="#ffffff"/>',
         _text(LEFT, 24, title, 'font-size="15"'),
         _text(16, TOP - 10, "layer"),
-        _text(LEFT, TOP - 10, "the darker, the more of the model's squared weight"),
+        _text(LEFT, TOP - 10, "the stronger, the more of the model's squared weight"),
         _text(right + 12, TOP - 10, "share of the weight, neurons"),
     ]
     most = max(max(block["stretches"]) for block in blocks)
@@ -81,8 +87,8 @@ def draw(blocks: Blocks, title: str) -> str:
         body += _share(block, largest, right + 12, bottom - ROW * row)
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222222"'
-    head = ['<?xml version="1.0" encoding="UTF-8"?>', f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>']
-    return "\n".join([*head, *body, *_axes(blocks, bottom, right), "</svg>", ""])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size} {style}>'
+    return "\n".join([head, *body, *_axes(blocks, bottom, right), "</svg>"])
 
 
 def _row(block: Mapping[str, Any], most: float, y: int) -> list[str]:

@@ -1,6 +1,6 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, prediction, explanation, comparison, listening, extraction, inspection, recipes, written
+fit, evaluation, report, prediction, explanation, comparison, listening, extraction, inspection, recipes, written
 """
 
 import re
@@ -13,7 +13,7 @@ from sonde.show.terminal import facts, table
 
 __all__ = [
     "comparison", "evaluation", "explanation", "extraction", "fit", "inspection", "listening", "prediction",
-    "recipes", "written",
+    "recipes", "report", "written",
 ]  # fmt: skip
 
 Result = Mapping[str, Any]
@@ -49,6 +49,12 @@ def evaluation(result: Result) -> None:
         table(["answered", "error", "from probability"], points)
     rows = [[str(r["label"]), r["precision"], r["recall"], r["f1"], int(r["support"])] for r in result["per_class"]]
     table(["label", "precision", "recall", "f1", "rows"], rows)
+
+
+def report(result: Result) -> None:
+    """Where the page is, and the figures that it begins with."""
+    named = ("out", "bytes", "n", "accuracy", "macro_f1", "log_loss", "ece", "ece_95")
+    facts({name: result[name] for name in named})
 
 
 def prediction(result: Result) -> None:

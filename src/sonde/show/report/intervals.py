@@ -1,0 +1,68 @@
+"""Intervals: how far a figure on so few rows may be from what it is on many more.
+
+wilson       a share of rows -> its 95% interval
+around       a mean over rows -> its 95% interval
+resampled    any measure of truth and decisions -> its 95% interval, by bootstrap
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+NORMAL = 1.959963984540054
+"""The normal distribution has 95% of its weight within so many standard deviations."""
+
+DRAWS = 1000
+"""Of a bootstrap: its 2.5% and 97.5% quantiles then rest on 25 draws each."""
+
+FEWEST_DRAWS, WORK = 100, 5 * 10**8
+"""Where rows are of very many kinds and labels are many: draws at least, and decisions that are counted in all."""
+
+Interval = tuple[float, float]
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+"""Truth, decisions, weights of the rows -> a figure, as in `sonde.learn.metrics`."""
+
+
+def wilson(right: float, rows: float) -> Interval:
+    """The interval of a share; all of 0 to 1 where there are no rows.
+
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    if not rows:
+        return 0.0, 1.0
+    share, spread = right / rows, NORMAL**2 / rows
+    centre = (share + spread / 2) / (1 + spread)
+    half = NORMAL * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
+    return (centre - half if right else 0.0), (centre + half if right < rows else 1.0)  # exact at both ends
+
+
+def around(values: Float[np.ndarray, " row"]) -> Interval:
+    """The mean, less and plus 1.96 of its standard errors; the mean itself where there is one row alone."""
+    mean = float(values.mean())
+    half = NORMAL * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return mean - half, mean + half
+
+
+def resampled(
+    measure: Measure,
+    truth: Shaped[np.ndarray, "row class"],
+    decided: Bool[np.ndarray, "row class"],
+    seed: int = 0,
+) -> Interval:
+    """The 2.5% and 97.5% quantiles of the measure over rows drawn with replacement.
+
+    Rows with the same truth and the same decision are one kind. How often each kind is drawn has a multinomial
+    distribution, so that the work grows with the kinds and not with the rows.
+
+    Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (percentile interval).
+    """
+    pairs = np.concatenate([truth > 0, decided], axis=1)  # row class -> row 2class
+    kinds, rows = np.unique(pairs, axis=0, return_counts=True)  # kind 2class
+    true, said = np.split(kinds, 2, axis=1)  # kind class
+    draws = max(FEWEST_DRAWS, min(DRAWS, WORK // kinds.size))
+    rng, shares = np.random.default_rng(seed), rows / len(truth)
+    found = [measure(true, said, rng.multinomial(len(truth), shares).astype(np.float64)) for _ in range(draws)]
+    low, high = np.quantile(found, (0.025, 0.975)).tolist()
+    return low, high
