@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from sonde.errors import (
     SondeWarning,
 )
 from sonde.progress import watching
+from sonde.read.backbone import load_backbone
 
 TEXTS, LABELS = worded(90)
 NEW_TEXTS, NEW_LABELS = worded(60, seed=1)
@@ -258,6 +260,21 @@ def test_files_of_the_tokenizer_are_copies(fitted: dict[str, FineTuning], tmp_pa
     source = tiny.build("bert")
     copied = {path.name for path in source.iterdir()} - {"config.json", "model.safetensors"}
     assert copied and all((folder / name).read_bytes() == (source / name).read_bytes() for name in copied)
+
+
+def test_what_sentence_transformers_knows_of_a_backbone_is_kept_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny.build("bert"), source)
+    (source / "checkpoint-9").mkdir()
+    (source / "checkpoint-9" / "config.json").write_text("{}")
+    classifier = make(epochs=np.int64(1)).set_params(backbone=str(source)).fit(TEXTS, LABELS)
+    assert not (classifier.export(tmp_path / "plain") / "checkpoint-9").exists()
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    folder = classifier.export(tmp_path / "whole")
+    assert load_backbone(str(folder), dtype="float32").sentence.pooling == "max"
 
 
 @pytest.mark.slow

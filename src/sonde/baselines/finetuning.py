@@ -191,7 +191,7 @@ class FineTuning(Classifying):
             raise ArgumentError("targets are places of adapters; method='full' trains every weight. Leave them out.")
         if self.method == "lora":
             need_peft()
-        return Schedule(float(rate), self.epochs, self.patience, self.batch_rows)
+        return Schedule(float(rate), int(self.epochs), int(self.patience), int(self.batch_rows))
 
     def _load(self) -> tuple[Tunable, Any]:
         """The model as it is before training, and the handle of its adapters, if any."""
@@ -209,7 +209,9 @@ class FineTuning(Classifying):
                 precision=products,
                 stored=products if lora else torch.float32,
             )
-            return tunable, adapt(tunable, Lora(self.rank, self.alpha, _tuple(self.targets))) if lora else None
+            return tunable, adapt(
+                tunable, Lora(int(self.rank), float(self.alpha), _tuple(self.targets))
+            ) if lora else None
 
     def _identity(self, schedule: Schedule, both: Labelled, task: Task) -> dict[str, Any]:
         """What makes a run this one and no other, for its folder."""
@@ -218,7 +220,9 @@ class FineTuning(Classifying):
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
         for array in (both.targets.indicator, task.weights, task.trained, task.watched):
             digest.update(np.ascontiguousarray(array).tobytes())
-        lora = {"rank": self.rank, "alpha": self.alpha, "targets": self.targets} if self.method == "lora" else {}
+        lora: dict[str, Any] = {}
+        if self.method == "lora":
+            lora = {"rank": int(self.rank), "alpha": float(self.alpha), "targets": self.targets}
         view = {"max_tokens": self.tunable_.view.max_tokens, "long_text": self.long_text}
         return {
             "method": self.method, **asdict(schedule), **lora, **view, "metric": self.metric,

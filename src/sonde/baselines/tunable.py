@@ -255,7 +255,8 @@ def free_folder(folder: Path | str) -> Path:
 def _beside(source: Path) -> list[Path]:
     """What a folder holds beside configuration and weights, and the modules of sentence-transformers."""
     own = [path for path in source.iterdir() if path.suffix in _COPIED and path.name not in _LEFT_OUT]
-    return [*(path for path in own if not path.name.endswith(".index.json")), *source.glob("*/config.json")]
+    modules = source.glob("*/config.json") if (source / "modules.json").is_file() else []
+    return [*(path for path in own if not path.name.endswith(".index.json")), *modules]
 
 
 def parameters(model: Any) -> dict[str, int]:
