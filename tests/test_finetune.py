@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from samples import worded
 from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
 from sonde import TextClassifier
@@ -495,6 +496,24 @@ def test_backbones_that_cannot_be_fine_tuned_say_so() -> None:
         FineTuning(str(headless)).fit(TEXTS, LABELS)
     assert "transformers has no classification head for this encoder-decoder (marian)" in str(caught.value)
     assert "families of BART and T5" in str(caught.value) and "TextClassifier" in str(caught.value)
+
+
+def test_after_a_fit_that_failed_it_is_not_fitted() -> None:
+    classifier = FineTuning("nobody/nothing")
+    with pytest.raises(BackboneError):
+        classifier.fit(TEXTS, LABELS)
+    for asked in (classifier.predict, classifier.predict_proba, classifier.decision_function, classifier.export):
+        with pytest.raises(NotFittedError):
+            asked(TEXTS)  # type: ignore[arg-type]
+
+
+def test_rows_without_a_weight_cannot_train() -> None:
+    weights = {"post": 0.0, "rail": 0.0, "weather": 1.0}
+    texts, labels = [*TEXTS[:3], *TEXTS[3::3]], [*LABELS[:3], *LABELS[3::3]]
+    with pytest.raises(DataError, match="All rows that would train have a weight of 0"):
+        make(class_weight=weights).fit(
+            texts, labels, sample_weight=[1.0, 1.0, 0.0] + [1.0] * (len(texts) - 3), validation=(TEXTS, LABELS)
+        )
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from sonde.baselines.prompting import check_whole
 from sonde.baselines.resuming import States
 from sonde.baselines.stepping import Position, Schedule, Task, seeded, train
 from sonde.baselines.tunable import Tunable, free_folder, load_tunable, parameters, write_checkpoint
-from sonde.errors import ArgumentError, choose
+from sonde.errors import ArgumentError, DataError, choose
 from sonde.inputs import as_texts
 from sonde.learn.calibration import fit_temperature, fit_thresholds, to_probabilities
+from sonde.learn.targets import Targets
 from sonde.plan import BUNDLE, warn_truncated
 from sonde.precision import choose_device, choose_dtype
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
@@ -145,22 +146,25 @@ class FineTuning(Classifying):
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         watched = np.flatnonzero((folds.held == 0) & (weights > 0))
         trained = np.flatnonzero(folds.trainable & (folds.held != 0) & (weights > 0))
-        self._know(both.targets, labels)
-        self.tunable_, self.adapted_ = self._load()
-        pieces = self.tunable_.encode(both.texts)
+        if not len(trained):
+            raise DataError("All rows that would train have a weight of 0. Give more rows a weight.")
+        tunable, adapted = self._load(both.targets)
+        pieces = tunable.encode(both.texts)
         warn_truncated(int((pieces.lost > 0).sum()))
         task = Task(pieces, both.targets, weights, trained, watched, self.metric, self.random_state)
-        states = None if self.resume is None else States(self.resume, self._identity(schedule, both, task))
-        position = train(self.tunable_, task, schedule, states)
+        states = None if self.resume is None else States(self.resume, self._identity(schedule, both, task, tunable))
+        position = train(tunable, task, schedule, states)
+        self.tunable_, self.adapted_ = tunable, adapted
+        self._know(both.targets, labels)
         self._calibrate(task)
         self.summary_ = {
             "method": self.method,
             "backbone": self.backbone,
             "rows": len(train_rows.texts),
             "held_out_rows": len(watched),
-            "parameters": parameters(self.tunable_.model),
+            "parameters": parameters(tunable.model),
             "learning_rate": schedule.learning_rate,
-            "precision": str(self.tunable_.precision).removeprefix("torch."),
+            "precision": str(tunable.precision).removeprefix("torch."),
             **_story(position),
             "temperature": self.temperature_,
             "truncated_rows": int((pieces.lost > 0).sum()),
@@ -193,7 +197,7 @@ class FineTuning(Classifying):
             need_peft()
         return Schedule(float(rate), int(self.epochs), int(self.patience), int(self.batch_rows))
 
-    def _load(self) -> tuple[Tunable, Any]:
+    def _load(self, targets: Targets) -> tuple[Tunable, Any]:
         """The model as it is before training, and the handle of its adapters, if any."""
         where = choose_device(self.device)
         products = choose_dtype(self.dtype, where)
@@ -201,19 +205,18 @@ class FineTuning(Classifying):
         with seeded(self.random_state, where):
             tunable = load_tunable(
                 self.backbone,
-                self.classes_.tolist(),
-                multilabel=self.multilabel_,
+                targets.classes.tolist(),
+                multilabel=targets.multilabel,
                 max_tokens=self.max_tokens,
                 long_text=self.long_text,
                 device=where,
                 precision=products,
                 stored=products if lora else torch.float32,
             )
-            return tunable, adapt(
-                tunable, Lora(int(self.rank), float(self.alpha), _tuple(self.targets))
-            ) if lora else None
+            adapters = Lora(int(self.rank), float(self.alpha), _tuple(self.targets))
+            return tunable, adapt(tunable, adapters) if lora else None
 
-    def _identity(self, schedule: Schedule, both: Labelled, task: Task) -> dict[str, Any]:
+    def _identity(self, schedule: Schedule, both: Labelled, task: Task, tunable: Tunable) -> dict[str, Any]:
         """What makes a run this one and no other, for its folder."""
         digest = hashlib.sha256()
         for text in both.texts:
@@ -223,12 +226,12 @@ class FineTuning(Classifying):
         lora: dict[str, Any] = {}
         if self.method == "lora":
             lora = {"rank": int(self.rank), "alpha": float(self.alpha), "targets": self.targets}
-        view = {"max_tokens": self.tunable_.view.max_tokens, "long_text": self.long_text}
+        view = {"max_tokens": tunable.view.max_tokens, "long_text": self.long_text}
         return {
             "method": self.method, **asdict(schedule), **lora, **view, "metric": self.metric,
-            "random_state": int(self.random_state), "precision": str(self.tunable_.precision),
-            "device": self.tunable_.device.type, "classes": [str(label) for label in self.classes_.tolist()],
-            "backbone": self.tunable_.fingerprint, "rows": digest.hexdigest(),
+            "random_state": int(self.random_state), "precision": str(tunable.precision),
+            "device": tunable.device.type, "classes": [str(label) for label in both.targets.classes.tolist()],
+            "backbone": tunable.fingerprint, "rows": digest.hexdigest(),
         }  # fmt: skip
 
     def _calibrate(self, task: Task) -> None:

@@ -79,9 +79,9 @@ class SVM(Classifying):
         everything = np.ones(len(rows.texts), dtype=bool)
         folds = make_folds(rows.texts, rows.targets, seed=self.random_state) if self.probability else _whole(rows)
         weights = rows.weights * class_factors(self.class_weight, rows.targets, rows.weights, folds)
-        self._know(rows.targets, labels)
         self.temperature_ = self._temperature(rows, weights, folds) if self.probability else 1.0
         self.machine_ = self._train(rows, weights, everything)
+        self._know(rows.targets, labels)
         return self
 
     def _train(self, rows: Labelled, weights: Float[np.ndarray, " row"], some: Bool[np.ndarray, " row"]) -> "_Machine":
