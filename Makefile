@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= ../shared/data
+MODEL ?= ../shared/models/reviews-llama-8m
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
@@ -17,7 +18,7 @@ test-fast test: export TOKENIZERS_PARALLELISM = false
 test-fast test: export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-offline demo format lint types imports check test test-fast bench site clean
+.PHONY: help install install-offline demo format lint types imports check test test-fast bench tables site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -66,7 +67,14 @@ test-fast: $(VENV)/.dev ## the tests that take seconds
 test: check ## everything: install, check, all tests
 	$(PYTEST)
 
-bench: $(VENV)/.offline ## the tables of docs/results, from the data sets in DATA=../shared/data
+bench: $(VENV)/.offline ## how fast is this machine? docs/performance.md, from DATA and MODEL=../shared/models/...
+	$(BIN)/python benchmarks/reading.py --data $(DATA) --int8
+	$(BIN)/python benchmarks/limit.py --data $(DATA)
+	$(BIN)/python benchmarks/released.py --data $(DATA) --model $(MODEL)
+	$(BIN)/python benchmarks/memory.py --data $(DATA)
+	$(BIN)/python benchmarks/performance.py
+
+tables: $(VENV)/.offline ## the tables of docs/results, from the data sets in DATA=../shared/data
 	$(BIN)/sonde bench tables --data $(DATA)
 
 site: $(VENV)/.dev ## the documentation as pages: open site/index.html

@@ -19,6 +19,7 @@ to_markdown  the page, from the JSON alone
 """
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
 from ratios import (
     ROUNDS,
@@ -143,7 +143,7 @@ def run(
         for name, rows in ROWS.items():
             texts = read_split(data, name, "test").take(max(int(rows * scale), 1), SEED).texts
             sets[name] = measure(texts, theirs, ours, worker, rounds)
-        version = sentence_transformers.__version__
+        version = importlib.metadata.version("sentence-transformers")
         content: dict[str, Any] = {
             "setting": {
                 "backbone": backbone, "max_tokens": width, "beside": f"sentence-transformers {version}",
@@ -166,7 +166,8 @@ def folder_of(backbone: str) -> str:
 
 def their_models(folder: str) -> dict[str, Any]:
     """The folder as sentence-transformers loads it by default, and in bfloat16."""
-    load = sentence_transformers.SentenceTransformer
+    from sentence_transformers import SentenceTransformer as load
+
     return {
         "st_float32": load(folder, device="cpu"),
         "st_bfloat16": load(folder, device="cpu", model_kwargs={"dtype": torch.bfloat16}),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from scripts import benchmark as script
+from sonde.bench import machine
 
 SETS = ("ag_news", "sst2", "imdb")
 
@@ -70,6 +71,7 @@ def test_what_is_asked_is_said_to_be_missed_or_reached() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_limit_counts_the_linear_maps_of_a_reading_and_times_them(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,3 +139,105 @@ def test_unequal_vectors_are_not_timed() -> None:
     other[0, 1] = 0.1
     with pytest.raises(benchmark.DataError, match=r"last gives other vectors.*0\.99504, below 0\.999"):
         benchmark.equality(["a", "b", "c"], made | {"last": lambda _: other})
+
+
+@pytest.mark.slow
+def test_the_released_way_is_timed_beside_ours_and_says_what_it_skipped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = script("released")
+    monkeypatch.setattr(benchmark, "WAYS", {name: benchmark.Way(12, 32, 5) for name in SETS})
+    monkeypatch.setattr(benchmark, "DEPTHS", "hidden.-2:")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    benchmark.main([
+        "--data", str(data), "--model", str(tiny.build("llama")), "--rounds", "2", "--threads", "1",
+        "--out", str(tmp_path),
+    ])  # fmt: skip
+    content = json.loads((tmp_path / "released.json").read_text())
+    sst2 = content["sets"]["sst2"]
+    assert sst2["padded"] == 12 * 32 / sst2["tokens"] and sst2["padded"] > 1
+    assert set(sst2["times"]) == {
+        f"{way} {dtype}" for way in ("released", "sonde") for dtype in ("float32", "bfloat16")
+    }
+    page = (tmp_path / "released.md").read_text()
+    assert page == benchmark.to_markdown(content)
+    assert "Skipped: no CUDA device." in page and "Skipped: no CUDA device." in capsys.readouterr().out
+
+
+def test_the_released_way_counts_pads_and_the_check_leaves_them_out() -> None:
+    benchmark = script("released")
+    source = benchmark.open_sources(
+        {0: str(tiny.build("llama"))}, max_tokens=32, long_text="cut", dtype="float32", device="cpu"
+    )[0]
+    way, texts = benchmark.Way(4, 32, 3), tiny.SENTENCES[:4]
+    (block,) = benchmark.expand_blocks(0, source, "hidden.-1", "mean")
+    ours = benchmark.read(texts, {0: source}, [block]).blocks[block.name]
+    masked = benchmark.released(texts, source, way, masked=True)
+    np.testing.assert_allclose(ours, masked[-1], rtol=1e-4, atol=1e-5)
+    assert np.abs(benchmark.released(texts, source, way)[-1] - ours).max() > 1e-2
+
+
+def test_the_part_for_a_gpu_runs_on_any_device() -> None:
+    benchmark = script("released")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
+             "vocab_size": 100}  # fmt: skip
+    found = benchmark.on_device(shape, [3, 9, 9, 4], benchmark.Way(4, 16, 3), "cpu")
+    assert found["tokens"] == 25 and found["padded"] == 64 / 25
+    assert found["tokens_a_second"] > 0 and 0 <= found["share_of_peak"] < 1
+    assert found["peak_memory_gb"] is None
+    assert "| SST-2 |" in benchmark._gpu_part({"sst2": found})
+
+
+def test_unequal_states_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = script("released")
+    monkeypatch.setattr(benchmark, "DEPTHS", "hidden.-1")
+    monkeypatch.setattr(benchmark, "released", lambda texts, *_, **__: [np.ones((len(texts), 32), np.float32)])
+    with pytest.raises(benchmark.DataError, match="The two ways give other vectors in float32"):
+        benchmark.measure(tiny.SENTENCES, benchmark.Way(6, 32, 3), str(tiny.build("llama")), 1)
+
+
+def test_repeated_texts_differ_by_their_number() -> None:
+    assert script("memory").numbered(["a", "b"], 3) == ["a 0", "b 1", "a 2"]
+
+
+def test_growth_of_memory_is_judged() -> None:
+    growth = script("memory").growth
+    runs = {"10": {"peak_mb": 100.0, "seconds": 1}, "100": {"peak_mb": 111.0, "seconds": 9}}
+    assert "100 rows hold 1.110 times the memory of 10, **not within** the promised 1.10" in growth(
+        {"runs": runs, "growth": 1.11}
+    )
+    assert ", within the promised" in growth({"runs": runs, "growth": 1.1})
+
+
+def test_memory_needs_two_numbers_of_rows(data: Path, tmp_path: Path) -> None:
+    benchmark = script("memory")
+    with pytest.raises(benchmark.DataError, match=r"--rows is \[5\]; give at least two numbers, the smaller first"):
+        benchmark.run(data=data, out=tmp_path, rows=[5])
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_command_itself(data: Path, tmp_path: Path) -> None:
+    benchmark = script("memory")
+    written = benchmark.run(data=data, out=tmp_path, rows=[4, 60], backbone=str(tiny.build("bert")))
+    content = json.loads(written[0].read_text())
+    assert all(one["peak_mb"] > 50 for one in content["runs"].values())  # torch alone holds more
+    assert content["growth"] == pytest.approx(1, abs=0.1)
+    assert written[1].read_text() == benchmark.to_markdown(content)
+    with pytest.raises(benchmark.DataError, match=r"sonde extract stopped with 2: .*hidden\.9"):
+        benchmark.extracted(["a"], str(tiny.build("bert")), "hidden.9")
+
+
+def test_the_page_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -> None:
+    benchmark = script("performance")
+    found = {
+        "setting": {"note": "Nothing else ran."},
+        "machine": machine.describe(),
+        "runs": {"10": {"peak_mb": 100.0, "seconds": 1}, "100": {"peak_mb": 101.0, "seconds": 9}},
+        "growth": 1.01,
+    }
+    (tmp_path / "memory.json").write_text(json.dumps(found))
+    benchmark.main(["--results", str(tmp_path), "--out", str(tmp_path / "performance.md")])
+    page = (tmp_path / "performance.md").read_text()
+    assert "100 rows hold 1.010 times the memory" in page and "Nothing else ran." in page
+    assert page.count("Not measured yet") == len(benchmark.PARTS) - 1
+    assert all(part.limit in page for part in benchmark.PARTS)

@@ -1,0 +1,119 @@
+"""The page on performance: what each benchmark found, what it means, and where its limit lies.
+
+    python benchmarks/performance.py [--results docs/results] [--out docs/performance.md]
+
+Every figure comes from the JSON files of the benchmarks; one that is missing is said to be missing, with the command
+that measures it.
+
+PARTS   the benchmarks, in the order of the page
+page    the folder of results -> Markdown
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import limit
+import memory
+import reading
+import released
+
+from sonde.bench import machine
+from sonde.tables import write_atomically
+
+Content = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark on the page."""
+
+    name: str
+    """Of the script and of its JSON file."""
+    title: str
+    """The heading."""
+    figures: Callable[[Content], Sequence[str]]
+    """What it found, as paragraphs."""
+    limit: str
+    """What the figures mean, and what bounds them."""
+
+
+PARTS = (
+    Part(
+        "reading",
+        "Beside sentence-transformers",
+        lambda found: [
+            reading.ratios_table(found, "seconds"), reading.taps(found), reading.accuracy_sentence(found["accuracy"])
+        ],
+        "Each ratio is that of two readings of the same texts, one after the other. Most of it is the dtype: "
+        "processors with units for bfloat16 multiply several times faster in it. The rest is batches of one length, which "
+        "need no mask and hold hardly a pad, and pooling while the model runs. On processors without such units sonde reads in "
+        "float32, and the line on float32 holds. `dtype=\"float32\"` switches bfloat16 off.",
+    ),
+    Part(
+        "limit",
+        "Beside the machine's own matrix product",
+        lambda found: [limit.shares(found)],
+        "No program that computes the same model in the same dtype can exceed 1. What is lost goes to work that is "
+        "no matrix product: exponentials of attention, the error function of the activation, sums and normalisation, "
+        "which wait for memory. The page of the benchmark has it by operator.",
+    ),
+    Part(
+        "released",
+        "Beside the released way of LLMEmbed",
+        lambda found: [released.ratios_table(found)],
+        "The gain is the padding that is not computed, hence it follows the ratio of padded to real tokens: large "
+        "where texts are much shorter than the maximum, none where all are as long.",
+    ),
+    Part(
+        "memory",
+        "Memory",
+        lambda found: [memory.growth(found)],
+        "Memory grows with the model, with the number of values read of each text, and with the longest text; not with "
+        "the number of texts. `sonde fit` holds the blocks of its training rows besides.",
+    ),
+)  # fmt: skip
+
+
+def page(results: Path) -> str:
+    """The whole page, from the JSON files that are there."""
+    parts = [
+        "# Performance",
+        "Written by `python benchmarks/performance.py` from the files in [results](results/); `make bench` measures "
+        "all of it on your machine. Everything is a ratio of two times of one run, taken "
+        "in turn, after the results were found equal; in brackets an interval of at least 95% for its median.",
+    ]
+    for part in PARTS:
+        parts.append(f"## {part.title}")
+        path = Path(results) / f"{part.name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            about = " ".join(filter(None, [machine.sentence(found["machine"]), found["setting"].get("note")]))
+            parts += [
+                *part.figures(found),
+                part.limit,
+                f"{about} More: [results/{part.name}.md](results/{part.name}.md).",
+            ]
+        else:
+            parts += [f"Not measured yet: `make bench`, or `python benchmarks/{part.name}.py`.", part.limit]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of JSON files (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"), help="the page (%(default)s)")
+    given = parser.parse_args(arguments)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(given.out) as file:
+        file.write(page(given.results))
+    sys.stdout.write(f"{given.out}\n")
+
+
+if __name__ == "__main__":
+    main()
