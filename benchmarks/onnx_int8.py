@@ -91,7 +91,10 @@ def started(folder: str, max_tokens: int, threads: int) -> Iterator[Worker]:
 
 def environment(home: Path) -> Path:
     """A virtual environment that sees this one and holds ONNX Runtime; its interpreter."""
-    venv.create(home, with_pip=True)
+    try:
+        venv.create(home, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"no virtual environment can be made: {error}") from error
     python = home / "bin" / "python" if sys.platform != "win32" else home / "Scripts" / "python.exe"
     words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PINS]
     try:

@@ -58,9 +58,9 @@ PARTS = (
         "limit",
         "Beside the machine's own matrix product",
         lambda found: [limit.shares(found)],
-        "No program that computes the same model in the same dtype can exceed 1. What is lost goes to work that is "
-        "no matrix product: exponentials of attention, the error function of the activation, sums and normalisation, "
-        "which wait for memory. The page of the benchmark has it by operator.",
+        "A share of 1 would be a reading that does nothing but multiply. What is lost goes to work that is no matrix "
+        "product: exponentials of attention, the error function of the activation, sums and normalisation, which wait "
+        "for memory. The page of the benchmark has it by operator.",
     ),
     Part(
         "released",

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,48 @@ def test_the_page_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -
     assert "100 rows hold 1.010 times the memory" in page and "Nothing else ran." in page
     assert page.count("Not measured yet") == len(benchmark.PARTS) - 1
     assert all(part.limit in page for part in benchmark.PARTS)
+
+
+class Session:
+    """Hidden states that are the ids, one value wide beside a constant one."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        ids = inputs["input_ids"]
+        self.shapes.append(ids.shape)
+        return [np.stack([ids, np.full_like(ids, 100)], axis=-1).astype(np.float32)]
+
+
+def test_the_int8_loop_leaves_pads_out_and_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark, session, tokenizer = script("onnx_int8"), Session(), tiny.tokenizer_of("bert")
+    monkeypatch.setattr(benchmark, "BATCH", 4)
+    found = benchmark.encoded(session, tokenizer, tiny.SENTENCES, 8)
+    for text, vector in zip(tiny.SENTENCES, found, strict=True):
+        ids = tokenizer(text, truncation=True, max_length=8)["input_ids"]
+        expected = np.array([np.mean(ids), 100])
+        np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), rtol=1e-5)
+    assert [rows for rows, _ in session.shapes] == [4, 2] and max(length for _, length in session.shapes) == 8
+
+
+def test_an_environment_that_cannot_be_made_is_a_reason_to_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = script("onnx_int8")
+    monkeypatch.setattr(benchmark.venv, "create", lambda *_, **__: None)
+    failed = subprocess.CompletedProcess([], 1, "", "many lines\nERROR: No matching distribution found")
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(benchmark.Unavailable, match="pip failed: ERROR: No matching distribution found"):
+        benchmark.environment(tmp_path)
+
+
+def test_a_worker_that_stops_says_why(tmp_path: Path) -> None:
+    benchmark = script("onnx_int8")
+    (tmp_path / "worker.log").write_text("Traceback\nValueError: no such model\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        worker = benchmark.Worker(process, tmp_path)
+        with pytest.raises(benchmark.Unavailable, match="the worker stopped: ValueError: no such model"):
+            worker.timed(["a"])

@@ -24,6 +24,7 @@ from sonde.precision import choose_device, choose_dtype
 from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
+from sonde.read.linear import quicken
 from sonde.read.location import find_checkpoint
 from sonde.read.pooling import EVERY, POOLINGS
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
@@ -106,6 +107,7 @@ class Backbone:
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         model, self.tokenizer, missing = _load(name, path, dtype, trust)
         model.to(device)
+        quicken(model)
         self._lock = threading.RLock()
         self._forward = Forward(model, _probe(self.tokenizer, device), name)
         self._descent = Descent(self._forward)
