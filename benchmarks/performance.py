@@ -83,7 +83,7 @@ def page(results: Path) -> str:
     """The whole page, from the JSON files that are there."""
     parts = [
         "# Performance",
-        "Written by `python benchmarks/performance.py` from the files in [results](results/); `make bench` measures "
+        "Written by `python benchmarks/performance.py` from the files in `docs/results`; `make bench` measures "
         "all of it on your machine. Everything is a ratio of two times of one run, taken "
         "in turn, after the results were found equal; in brackets an interval of at least 95% for its median.",
     ]
