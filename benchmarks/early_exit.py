@@ -19,18 +19,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from ratios import Times, interleaved, threads, timed
 
 from sonde.bench import machine
 from sonde.bench.cells import write_json, write_page
 from sonde.bench.datasets import read_split
-from sonde.bench.machine import Stopwatch
 from sonde.plan import BUNDLE
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
@@ -44,8 +42,6 @@ THREADS = 1  # processor seconds of one thread hardly move with what else runs
 SEED = 0
 ALLOWED = 1.15  # the promise: at most this many times t0 + k t1
 CLOCKS = ("cpu_seconds", "seconds")
-
-Times = dict[str, float]
 
 
 def run(
@@ -75,9 +71,9 @@ def run(
     contenders: dict[str, Callable[[], Times]] = {
         **{str(depth): _reading(texts, sources, block) for depth, block in enumerate(depths)},
         "blocks": lambda: inside_blocks(texts, sources, depths[-1]),
-        "staged": lambda: _timed(lambda: in_stages(texts, sources[0], depths[1:])),
+        "staged": lambda: timed(lambda: in_stages(texts, sources[0], depths[1:])),
     }
-    with _threads(THREADS):
+    with threads(THREADS):
         times = interleaved(contenders, rounds)
     content: dict[str, Any] = {
         "setting": {
@@ -94,26 +90,8 @@ def run(
     return write_page(path, to_markdown(content))
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
-    """Times of each contender in each round, after one that does not count."""
-    times: dict[str, list[Times]] = {name: [] for name in contenders}
-    for measure in contenders.values():
-        measure()
-    for turn in range(rounds):
-        names = list(contenders)
-        for name in names if turn % 2 == 0 else reversed(names):
-            times[name].append(contenders[name]())
-    return times
-
-
 def _reading(texts: list[str], sources: Mapping[int, Source], block: Block) -> Callable[[], Times]:
-    return lambda: _timed(lambda: read(texts, sources, [block]))
-
-
-def _timed(work: Callable[[], object]) -> Times:
-    watch = Stopwatch()
-    work()
-    return watch.read()
+    return lambda: timed(lambda: read(texts, sources, [block]))
 
 
 def inside_blocks(texts: list[str], sources: Mapping[int, Source], last: Block) -> Times:
@@ -150,16 +128,6 @@ def shares(staged: Staged, layers: int) -> list[float]:
     """The share of all tokens that entered each block."""
     seen = staged.tokens - staged.lost
     return [round(float(seen[staged.reached >= block].sum() / seen.sum()), 6) for block in range(layers)]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------ figures

@@ -20,16 +20,14 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from ratios import threads
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from sonde.bench import machine
 from sonde.bench.datasets import DataSet, read_split
@@ -103,7 +101,7 @@ def run(
         "machine": machine.describe(),
         "layers": {},
     }  # fmt: skip
-    with _threads(THREADS):
+    with threads(THREADS):
         _warm_up(problem, names[0])
         for name in names:
             content["layers"][name] = {"released": released(problem, name, n_train)}
@@ -134,17 +132,6 @@ def _problem(sample: DataSet, n_train: int, cache: Cache, backbone: str) -> Prob
     targets = encode(sample.labels)
     folds = validation_folds(n_train, targets, SEED)
     return Problem(blocks, sample.texts, targets, np.ones(len(sample.texts)), folds, "accuracy", SEED)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _warm_up(problem: Problem, name: str) -> None:
