@@ -273,6 +273,38 @@ def explain(
 
 
 @app.command()
+def compare(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="csv, tsv, jsonl (.gz) or parquet.")],
+    test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows that are not in TRAIN.")],
+    out: Annotated[Path, typer.Option("--out", help="Keeps the figures; a .md page beside it.")] = Path(
+        "comparison.json"
+    ),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only these candidates; repeat for several.")] = None,
+    time_limit: Annotated[float | None, typer.Option("--time-limit", help="Seconds; what is done is kept.")] = None,
+    text: Text = "text",
+    label: Label = "label",
+    label_separator: Separator = None,
+    backbone: Backbones = None,
+    metric: Annotated[
+        MetricName, typer.Option("--metric", help="What the recommendation goes by.")
+    ] = MetricName.accuracy,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Fit many recipes and baselines, best guesses first, and recommend one; run again, it goes on."""
+    with _session("comparison", as_json) as result:
+        from sonde.bench.candidates import Setting
+        from sonde.bench.compare import Rows
+        from sonde.bench.compare import compare as compared
+
+        learned, asked = (Rows.of(*_labelled(path, text, label, label_separator, {})) for path in (train, test))
+        setting = Setting(tuple(backbone or [BUNDLE]), _cache(cache, no_cache), metric.value, seed)
+        result |= compared(learned, asked, setting, out, names=only, time_limit=time_limit)
+
+
+@app.command()
 def serve(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=SERVED_HELP)],
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
@@ -303,38 +335,6 @@ def serve(
     to_stderr()
     warnings.simplefilter("ignore", SondeWarning)  # the log is all JSON from here on
     service.run()
-
-
-@app.command()
-def compare(
-    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="csv, tsv, jsonl (.gz) or parquet.")],
-    test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows that are not in TRAIN.")],
-    out: Annotated[Path, typer.Option("--out", help="Keeps the figures; a .md page beside it.")] = Path(
-        "comparison.json"
-    ),
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only these candidates; repeat for several.")] = None,
-    time_limit: Annotated[float | None, typer.Option("--time-limit", help="Seconds; what is done is kept.")] = None,
-    text: Text = "text",
-    label: Label = "label",
-    label_separator: Separator = None,
-    backbone: Backbones = None,
-    metric: Annotated[
-        MetricName, typer.Option("--metric", help="What the recommendation goes by.")
-    ] = MetricName.accuracy,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
-    cache: Cache = None,
-    no_cache: NoCache = False,
-    as_json: Json = False,
-) -> None:
-    """Fit many recipes and baselines, best guesses first, and recommend one; run again, it goes on."""
-    with _session("comparison", as_json) as result:
-        from sonde.bench.candidates import Setting
-        from sonde.bench.compare import Rows
-        from sonde.bench.compare import compare as compared
-
-        learned, asked = (Rows.of(*_labelled(path, text, label, label_separator, {})) for path in (train, test))
-        setting = Setting(tuple(backbone or [BUNDLE]), _cache(cache, no_cache), metric.value, seed)
-        result |= compared(learned, asked, setting, out, names=only, time_limit=time_limit)
 
 
 @app.command()
