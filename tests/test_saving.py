@@ -85,9 +85,9 @@ def test_a_loaded_model_saves_the_same_bytes(sound: dict[str, Path], tmp_path: P
             assert (tmp_path / name / file).read_bytes() == (folder / file).read_bytes(), (name, file)
 
 
-def test_the_folder_holds_two_files_and_nothing_executable(sound: dict[str, Path]) -> None:
+def test_the_folder_holds_three_files_and_nothing_executable(sound: dict[str, Path]) -> None:
     for folder in sound.values():
-        assert sorted(path.name for path in folder.iterdir()) == ["arrays.safetensors", "sonde.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["README.md", "arrays.safetensors", "sonde.json"]
         assert json.loads((folder / "sonde.json").read_text(encoding="utf-8"))["protocol"] == 1
         assert load_file(folder / "arrays.safetensors")
 

@@ -393,7 +393,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # --------------------------------------------------------------- save
 
     def save(self, folder: Path | str) -> None:
-        """Write the model to a folder: `sonde.json` and `arrays.safetensors`. Backbones are referenced, not copied.
+        """Write the model to a folder: `sonde.json`, `arrays.safetensors`, and a card for its readers, `README.md`.
+
+        Backbones are referenced, not copied.
 
         Raises
         ------

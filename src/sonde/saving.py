@@ -1,4 +1,5 @@
-"""Plain records <-> a folder: `sonde.json` and `arrays.safetensors`. No pickle anywhere, nothing is ever executed.
+"""Plain records <-> a folder: `sonde.json` and `arrays.safetensors`, and a README.md that nothing reads back. No pickle
+anywhere, nothing is ever executed.
 
 check_target   whether a folder may become a saved model
 save        manifest and arrays -> folder, whole or not at all
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from sonde.card import CARD, card, untouched
 from sonde.errors import ModelError
 
 PROTOCOL = 1
@@ -65,6 +67,7 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
         fresh.mkdir(parents=True)
         _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode())
         _write(fresh / ARRAYS, save_safetensors(arrays))
+        _write(fresh / CARD, card(manifest).encode("utf-8", "backslashreplace"))
         if target.exists():
             target.rename(old)
         fresh.rename(target)
@@ -80,7 +83,10 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
 
 
 def check_target(folder: Path | str) -> Path:
-    """The folder to save to, if it is free, empty or a saved model and nothing else; `ModelError` else."""
+    """The folder to save to, if it is free, empty or a saved model and nothing else; `ModelError` else.
+
+    The model's README.md is its own as long as nobody has edited it.
+    """
     target = Path(folder)
     held = {path.name for path in target.iterdir()} if target.is_dir() else set()
     parent = next(path for path in [*target.absolute().parents] if path.exists())
@@ -88,7 +94,13 @@ def check_target(folder: Path | str) -> Path:
         raise ModelError(f"{target} cannot be made: {parent} is no folder that you may write to. Give another folder.")
     if target.is_file() or (held and MANIFEST not in held):
         raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
-    if foreign := sorted(held - {MANIFEST, ARRAYS}):
+    if (target / CARD).is_file() and not untouched((target / CARD).read_text(encoding="utf-8", errors="replace")):
+        raise ModelError(
+            f"{target} is a saved model whose {CARD} somebody has edited, which saving would write over; nothing was "
+            "written. Move that page away or give another folder."
+        )
+    own = {MANIFEST, ARRAYS, CARD} if (target / CARD).is_file() else {MANIFEST, ARRAYS}
+    if foreign := sorted(held - own):
         raise ModelError(
             f"{target} is a saved model that also holds {', '.join(foreign[:3])}, which saving would delete; nothing "
             "was written. Move that away or give another folder."
