@@ -44,7 +44,7 @@ def test_hub_ids_stay_whole_and_no_backbone_is_no_table(saved: Path) -> None:
         "some-team/some-model"
     ]
     without = card({**content, "backbones": {}})
-    assert "base_model" not in without and "| backbone |" not in without
+    assert "base_model" not in without and "| backbone |" not in without and "no language model is needed" in without
 
 
 def test_no_label_breaks_out(saved: Path) -> None:

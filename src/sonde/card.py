@@ -65,10 +65,9 @@ def _what(manifest: Mapping[str, Any]) -> Iterator[str]:
     several = ", of which a text may have any number" if manifest["multilabel"] else ""
     yield f"# Text classifier: {len(classes):,} classes, recipe {_code(manifest['recipe'])}"
     yield ""
-    yield (
-        f"Tells {', '.join(map(_code, classes[:NAMED_CLASSES]))}{more}{several}. A small head on what frozen language "
-        "models compute; their weights are not in this folder."
-    )
+    inside = "A small head on what frozen language models compute; their weights are not in this folder."
+    how = inside if manifest["backbones"] else "It reads words and characters; no language model is needed."
+    yield f"Tells {', '.join(map(_code, classes[:NAMED_CLASSES]))}{more}{several}. {how}"
     if manifest["backbones"]:
         yield ""
         yield "| backbone | fingerprint | read in | most tokens | longer texts | licence |"
