@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ratios import ROUNDS, against, interleaved, publish, ratio, sha256_of, shown, table, threads, timed
+from ratios import ROUNDS, against, interleaved, publish, ratio, sha256_of, shown, threads, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from sonde.bench import machine
+from sonde.bench.cells import table
 from sonde.bench.datasets import TITLES, read_split
 from sonde.plan import BUNDLE
 from sonde.read.blocks import Block, Source

@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ratios import Times, publish, sha256_of, table
+from ratios import Times, publish, sha256_of
 
 from sonde.bench import machine
+from sonde.bench.cells import table
 from sonde.bench.datasets import read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import DataError

@@ -103,12 +103,6 @@ def against(found: Mapping[str, float], must: float, goal: float | None = None) 
     return "reached" if found["median"] >= must else "**missed**"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def lowest_cosine(a: Float32[np.ndarray, "row dim"], b: Float32[np.ndarray, "row dim"]) -> float:
     """The least cosine between equal rows of two matrices."""
     a, b = a.astype(np.float64), b.astype(np.float64)

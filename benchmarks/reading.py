@@ -40,7 +40,6 @@ from ratios import (
     ratio,
     sha256_of,
     shown,
-    table,
     threads,
     timed,
 )
@@ -49,6 +48,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sonde.bench import machine
+from sonde.bench.cells import table
 from sonde.bench.datasets import TITLES, DataSet, read_split
 from sonde.errors import DataError
 from sonde.learn.metrics import mcnemar

@@ -39,13 +39,13 @@ from ratios import (
     ratio,
     sha256_of,
     shown,
-    table,
     threads,
     timed,
 )
 from torch import Tensor
 
 from sonde.bench import machine
+from sonde.bench.cells import table
 from sonde.bench.datasets import TITLES, read_split
 from sonde.cost.power import counters
 from sonde.errors import DataError

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 
 from sonde.bench import compare as comparing
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
-from sonde.bench.compare import Rows, compare, recommend, table
+from sonde.bench.compare import Rows, compare, lines, recommend
 from sonde.bench.tables import pack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, ModelError
@@ -137,11 +137,11 @@ def test_the_best_is_recommended_and_what_chance_may_hide_is_said() -> None:
 
 def test_lines_stand_in_order_and_say_what_is_estimated(candidates: dict[str, Candidate], tmp_path: Path) -> None:
     cells = compare(TRAIN, TEST, SETTING, tmp_path / "out.json")["cells"]
-    lines = table(cells)
-    assert set(lines) == {"words", "ridge"}
-    best = max(cells[name]["accuracy"] for name in lines)
-    assert cells[next(iter(lines))]["accuracy"] == best
-    for name, line in lines.items():
+    found = lines(cells)
+    assert set(found) == {"words", "ridge"}
+    best = max(cells[name]["accuracy"] for name in found)
+    assert cells[next(iter(found))]["accuracy"] == best
+    for name, line in found.items():
         energy = cells[name]["cost"]["stages"]["training"]["energy"]
         assert line[-1].startswith("~") == energy["estimated"]
 

@@ -94,12 +94,14 @@ def check_target(folder: Path | str) -> Path:
         raise ModelError(f"{target} cannot be made: {parent} is no folder that you may write to. Give another folder.")
     if target.is_file() or (held and MANIFEST not in held):
         raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
-    if (target / CARD).is_file() and not untouched((target / CARD).read_text(encoding="utf-8", errors="replace")):
-        raise ModelError(
-            f"{target} is a saved model whose {CARD} somebody has edited, which saving would write over; nothing was "
-            "written. Move that page away or give another folder."
-        )
-    own = {MANIFEST, ARRAYS, CARD} if (target / CARD).is_file() else {MANIFEST, ARRAYS}
+    own = {MANIFEST, ARRAYS}
+    if (target / CARD).is_file():
+        own.add(CARD)
+        if not untouched((target / CARD).read_text(encoding="utf-8", errors="replace")):
+            raise ModelError(
+                f"{target} is a saved model whose {CARD} somebody has edited, which saving would write over; nothing "
+                "was written. Move that page away or give another folder."
+            )
     if foreign := sorted(held - own):
         raise ModelError(
             f"{target} is a saved model that also holds {', '.join(foreign[:3])}, which saving would delete; nothing "

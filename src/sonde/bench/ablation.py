@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import SondeWarning
@@ -171,7 +171,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 def _table(cells: Mapping[str, Any], names: Sequence[str], row: int) -> str:
     heads = ["varied", "setting", *(TITLES[name] for name in names), "mean", "against default", "CPU seconds a fit"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    rows = []
     default = _mean(cells, names, row, "default")
     for key, variant in VARIANTS.items():
         if row not in variant.rows:
@@ -182,8 +182,8 @@ def _table(cells: Mapping[str, Any], names: Sequence[str], row: int) -> str:
         there = [fit["cpu_seconds"] for cell in own if cell for fit in cell["fits"]]
         cost = f"{np.mean(there):.1f}" if there else ""
         shown = [*map(_shown, own), "" if mean is None else f"{mean:.2f}", lost, cost]
-        lines.append(f"| {variant.part} | {variant.title} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+        rows.append([variant.part, variant.title, *shown])
+    return table(heads, rows)
 
 
 def _scores(cell: Mapping[str, Any]) -> list[float]:

@@ -3,9 +3,11 @@
 Cells         finished cells under their keys, with what they were measured with
 write_json    the figures of a bench, at once or not at all
 write_page    the Markdown beside them
+table         heads and rows -> a table in Markdown
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,8 @@ def write_page(path: Path, page: str) -> list[Path]:
     with write_atomically(beside) as file:
         file.write(page)
     return [path, beside]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; its cells are shown as `str` shows them."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [heads, ["---"] * len(heads), *rows])

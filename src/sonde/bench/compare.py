@@ -29,7 +29,7 @@ from scipy.stats import binomtest
 
 from sonde.bench import machine
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.tables import pack, unpack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose
@@ -330,9 +330,6 @@ def figure(value: float) -> str:
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
     setting, cells = content["setting"], content["cells"]
-    heads = ("candidate", *HEADS)
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    lines += [f"| {' | '.join((f'`{name}`', *row))} |" for name, row in table(cells).items()]
     failed = [f"- `{name}`: {cell['failed']}" for name, cell in cells.items() if "failed" in cell]
     parts = [
         "# Comparison",
@@ -340,7 +337,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"backbone {', '.join(setting['backbones'])}.",
         machine.sentence(content["machine"]),
         str(recommend(cells, setting["metric"])["reason"]),
-        "\n".join(lines),
+        table(("candidate", *HEADS), [(f"`{name}`", *line) for name, line in lines(cells).items()]),
         NOTE,
         *(["Not possible:\n\n" + "\n".join(failed)] if failed else []),
     ]
@@ -355,7 +352,7 @@ NOTE = (
 )
 
 
-def table(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+def lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Name -> the cells of its line under `HEADS`, of what has finished; the best first."""
     done = {name: cell for name, cell in cells.items() if "failed" not in cell}
     return {name: _line(done[name]) for name in sorted(done, key=lambda name: -done[name]["accuracy"])}

@@ -14,7 +14,7 @@ import numpy as np
 
 from sonde.bench import machine
 from sonde.bench.candidates import CANDIDATES, Setting
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.compare import CHANCE, METRICS, Rows, bits, figure, fit_and_measure
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.few import draw
@@ -159,13 +159,13 @@ def _chapter(cells: Mapping[str, Any], shots: str) -> list[str]:
     heads = ["candidate", *(TITLES[name] for name in names), "mean"]
     title = "## All rows" if shots == "all" else f"## {shots} rows a class"
     parts = [title, "Accuracy with its 95% interval:"]
-    parts.append(_lines(heads, [_accuracies(done, one, names, whole) for one in candidates]))
+    parts.append(table(heads, [_accuracies(done, one, names, whole) for one in candidates]))
     for metric, shown in {"macro_f1": METRICS["macro_f1"], "ece": "ECE"}.items():
         parts += [
             f"{shown[0].upper()}{shown[1:]}:",
-            _lines(heads, [_values(done, one, names, metric) for one in candidates]),
+            table(heads, [_values(done, one, names, metric) for one in candidates]),
         ]
-    parts += ["Cost, means over the sets:", _lines(COSTS, [_costs(done, one, names) for one in candidates])]
+    parts += ["Cost, means over the sets:", table(COSTS, [_costs(done, one, names) for one in candidates])]
     return parts
 
 
@@ -213,8 +213,3 @@ def _costs(done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, na
         f"{np.mean(sizes) / 1e6:.1f}" if sizes else "",
         f"{estimated}{1000 * np.mean([energy['kwh'] for energy in energies]):.2g}" if energies else "",
     ]
-
-
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
@@ -129,27 +129,25 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 def _curve(cells: Mapping[str, Any]) -> str:
     depths = next(iter(cells.values()))["depths"]
-    lines = [f"| set | rows | {' | '.join(map(str, depths))} |", f"|{' --- |' * (len(depths) + 2)}"]
-    for name, cell in cells.items():
-        figures = " | ".join(_figure(one) for one in cell["test"])
-        lines.append(f"| {TITLES[name]} | {cell['train_rows']:,} | {figures} |")
-    return "\n".join(lines)
+    rows = [[TITLES[name], f"{one['train_rows']:,}", *map(_figure, one["test"])] for name, one in cells.items()]
+    return table(["set", "rows", *depths], rows)
 
 
 def _enough(cells: Mapping[str, Any], loss: float) -> str:
     heads = ("set", "deepest", "k", "accuracy at k", "cascade", "mean depth", "of the layers", "k on test")
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    rows = []
     for name, cell in cells.items():
         afterwards = next(
             k for k, one in zip(cell["depths"], cell["test"], strict=True) if one >= max(cell["test"]) - loss
         )
         enough, own, deepest = cell["enough"], cell["cascade"]["test"], cell["depths"][-1]
-        lines.append(
-            f"| {TITLES[name]} | {_figure(cell['test'][-1])} | {enough['depth']} | {_figure(enough['test'])} | "
-            f"{_figure(own['accuracy'])} | {own['mean_depth']:.2f} | {100 * own['mean_depth'] / deepest:.0f}% | "
-            f"{afterwards} |"
-        )
-    return "\n".join(lines)
+        share = f"{100 * own['mean_depth'] / deepest:.0f}%"
+        at_k, cascade = _figure(enough["test"]), _figure(own["accuracy"])
+        rows.append([
+            TITLES[name], _figure(cell["test"][-1]), enough["depth"], at_k, cascade, f"{own['mean_depth']:.2f}", share,
+            afterwards,
+        ])  # fmt: skip
+    return table(heads, rows)
 
 
 def _figure(accuracy: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -133,13 +133,13 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 def _table(content: Mapping[str, Any], names: list[str], recipes: list[str]) -> str:
     heads = ["rows a class", "recipe", *(TITLES[name] for name in names), "mean", "CPU seconds a fit"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    rows = []
     for shots in content["setting"]["shots"]:
         for recipe in recipes:
             found = [content["cells"].get(f"{name}|{shots}|{recipe}") for name in names]
             if any(found):
-                lines.append(f"| {shots} | `{recipe}` | {' | '.join([*map(_shown, found), *_means(found)])} |")
-    return "\n".join(lines)
+                rows.append([shots, f"`{recipe}`", *map(_shown, found), *_means(found)])
+    return table(heads, rows)
 
 
 def _accuracies(cell: Mapping[str, Any]) -> list[float]:

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from sonde.bench.cells import table
 from sonde.bench.datasets import TITLES, DataSet
 from sonde.classifier import TextClassifier
 from sonde.features import ActivationFeatures
@@ -113,13 +114,12 @@ def to_markdown(cells: Mapping[str, Any]) -> str:
             by_set[name].append(cell)
     rows = [[TITLES[name], *_means(found)] for name, found in by_set.items() if found]
     heads = ["set", "parts", "unknown rows", *SCORES]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
     return (
         f"The classes are dealt into {QUARTERS} parts; each part is left out of training once. AUROC of telling test "
         "rows of the missing classes from the others, mean over the parts (lowest and highest). SST-2 and IMDb have "
         "two classes: without one of them there is nothing to train.\n\n"
         + "\n".join(f"- {name}: {title}" for name, title in SCORES.items())
-        + f"\n\n{table}"
+        + f"\n\n{table(heads, rows)}"
     )
 
 

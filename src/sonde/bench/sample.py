@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -71,9 +71,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     limit = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
     names = list(dict.fromkeys(key.split("|")[0] for key in cells))
     heads = ["rows to choose on", *(f"{TITLES[n]}: accuracy, neurons, layers, CPU seconds" for n in names)]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for size in SIZES:
-        lines.append(f"| {size:,} | {' | '.join(_shown(cells.get(f'{name}|{size}')) for name in names)} |")
+    rows = [[f"{size:,}", *(_shown(cells.get(f"{name}|{size}")) for name in names)] for size in SIZES]
     parts = [
         "# Rows to choose neurons on",
         "Written by `sonde bench sample`; every figure comes from `sample.json` beside this page.",
@@ -81,7 +79,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"{limit}Recipe `{setting['recipe']}`, backbone {setting['backbone']}, {setting['train_rows']:,} training "
         "rows: probes, eta and k see the sample, the head all rows. Seconds are those of the whole fit, reading from a "
         f"store included. The default is {SAMPLE_ROWS:,}.",
-        "\n".join(lines),
+        table(heads, rows),
     ]
     return "\n\n".join(parts) + "\n"
 

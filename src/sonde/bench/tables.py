@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sonde.bench import machine
-from sonde.bench.cells import write_json, write_page
+from sonde.bench.cells import table, write_json, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.bench.paper import SETS, TABLE_2
@@ -325,7 +325,7 @@ def _score_table(content: Mapping[str, Any], lines: list[str]) -> str:
         heads += ["SST-2 test", "SST-2 test1821", "SST-2 both"] if name == "sst2" else [TITLES[name]]
     heads.append("mean")
     rows = [[_title(line), *_scores(content, line, sets)] for line in lines]
-    return _markdown(heads, rows)
+    return table(heads, rows)
 
 
 def _title(line: str) -> str:
@@ -384,7 +384,7 @@ def _significance(content: Mapping[str, Any]) -> str:
         "a set (SST-2: both test splits); in brackets p that it is worse, by McNemar's exact test, one-sided, and that "
         "after Holm's correction for the whole table. Below .05 = worse. Recipes of three seeds: of the first.\n\n"
     )
-    return note + _markdown(["against", *(TITLES[name] for name in sets), "mean"], rows)
+    return note + table(["against", *(TITLES[name] for name in sets), "mean"], rows)
 
 
 def _gain(content: Mapping[str, Any], line: str, name: str) -> float:
@@ -407,7 +407,7 @@ def _seconds(content: Mapping[str, Any]) -> str:
         [*key.split("|"), *(f"{r[n]:,}" for n in ("rows", "blocks", "tokens", "lost_tokens")), *_times(r)]
         for key, r in content["reading"].items()
     ]
-    first = _markdown(
+    first = table(
         ["set", "split", "backbone", "max tokens", "rows", "blocks", "tokens", "lost", "wall", "CPU"], reading
     )
     fits = []
@@ -424,7 +424,7 @@ def _seconds(content: Mapping[str, Any]) -> str:
                 *_times(*inference, over=len(training)),
             ]
         )
-    second = _markdown(["set", "recipe", "training rows", "training", "CPU", "inference", "CPU"], fits)
+    second = table(["set", "recipe", "training rows", "training", "CPU", "inference", "CPU"], fits)
     return (
         "Wall-clock and processor seconds (all threads); where a cell was made beside other work, the wall clock says "
         "nothing and processor seconds are what to compare. Reading, once for all recipes (14 blocks = every hidden "
@@ -445,9 +445,4 @@ def _paper() -> str:
          "" if None in scores else _shown(float(np.mean([s for s in scores if s is not None])))]
         for (method, backbone), scores in TABLE_2.items()
     ]  # fmt: skip
-    return _markdown(["method", "backbone", *(TITLES[name] for name in SETS), "mean"], rows)
-
-
-def _markdown(heads: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return table(["method", "backbone", *(TITLES[name] for name in SETS), "mean"], rows)

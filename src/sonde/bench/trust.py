@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 from sonde.bench import machine, rejection
-from sonde.bench.cells import write_json, write_page
+from sonde.bench.cells import table, write_json, write_page
 from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -208,7 +208,7 @@ def _calibration(cells: Mapping[str, Any]) -> str:
     ]
     return (
         "ECE: 15 bins of equal mass. 95% value: what the ECE of a perfectly calibrated model with these confidences "
-        "stays below in 95% of 1,000 draws of the labels.\n\n" + _table(heads, rows)
+        "stays below in 95% of 1,000 draws of the labels.\n\n" + table(heads, rows)
     )
 
 
@@ -231,7 +231,7 @@ def _label_sets(cells: Mapping[str, Any]) -> str:
         "Left: calibrated on one half of the test rows, tested on the other, and the reverse; mean of "
         f"{HALVINGS} random halvings. "
         "Right: calibrated in training, on the fold that chose nothing, tested on all test rows; the binomial interval "
-        "is that of the test rows alone. Empty sets are allowed but in the last column.\n\n" + _table(heads, rows)
+        "is that of the test rows alone. Empty sets are allowed but in the last column.\n\n" + table(heads, rows)
     )
 
 
@@ -242,7 +242,7 @@ def _risk_coverage(cells: Mapping[str, Any]) -> str:
         for n, cell in cells.items()
     ]
     return "Error among the answers, when so many of the texts are answered, the surest first; and its mean over all " \
-        "coverages.\n\n" + _table(["set", *wanted, "area"], rows)  # fmt: skip
+        "coverages.\n\n" + table(["set", *wanted, "area"], rows)  # fmt: skip
 
 
 def _target_errors(cells: Mapping[str, Any]) -> str:
@@ -252,12 +252,8 @@ def _target_errors(cells: Mapping[str, Any]) -> str:
         for name, cell in cells.items() for found in cell["abstention"]
     ]  # fmt: skip
     heads = ["set", "target error", "calibrating rows", "threshold", "answered", "error among the answers"]
-    return "Thresholds chosen in training for a target error, on the test rows.\n\n" + _table(heads, rows)
+    return "Thresholds chosen in training for a target error, on the test rows.\n\n" + table(heads, rows)
 
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])

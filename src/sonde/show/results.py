@@ -69,8 +69,7 @@ def prediction(result: Result) -> None:
 
 def comparison(result: Result) -> None:
     """A line a candidate, the best first; what was refused or not reached; which to take."""
-    from sonde.bench.compare import HEADS, NOTE
-    from sonde.bench.compare import table as lines
+    from sonde.bench.compare import HEADS, NOTE, lines
 
     table(["candidate", *HEADS], [[name, *line] for name, line in lines(result["cells"]).items()])
     facts({f"{name} failed": cell["failed"] for name, cell in result["cells"].items() if "failed" in cell})
