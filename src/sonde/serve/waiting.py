@@ -68,6 +68,8 @@ class Job:
     """Their answers."""
     abandoned: bool = False
     """Nobody waits any more: too late, or the connection is gone."""
+    counted: bool = False
+    """It takes room in the queue."""
     begun: float | None = None
     """When its first text was read, on the clock of `time.perf_counter`."""
     made: float = field(default_factory=time.perf_counter)
@@ -126,6 +128,7 @@ class Worker:
     def put(self, job: Job) -> None:
         """Let a job wait, or raise `Full`."""
         with self._wake:
+            self._drop_abandoned()  # nobody waits for those: they must not keep others out
             if self._is_too_much(job):
                 raise Full(min(max(math.ceil(self._seconds(self.tokens)), 1), LONGEST_RETRY_SECONDS))
             self._count(job, 1)
@@ -155,6 +158,10 @@ class Worker:
         return 0.0 if self._tokens_a_second is None else tokens / self._tokens_a_second
 
     def _count(self, job: Job, sign: int) -> None:
+        """Let a job take room in the queue, or give it back, once: it may be dropped in the middle of its call."""
+        if job.counted == (sign > 0):
+            return
+        job.counted = sign > 0
         self.texts += sign * len(job.texts)
         self.characters += sign * job.characters
         self.tokens += sign * job.tokens
