@@ -314,7 +314,26 @@ def test_probes_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch
 
 def test_the_shape_chooses_the_solver() -> None:
     tall, wide = a_problem(rows=300, features=24), a_problem(rows=90, features=24)
-    assert [probe._Solver.of(one, NAME, torch.device("cpu")).metric is None for one in (tall, wide)] == [False, True]
+    assert [_solver(one).metric is None for one in (tall, wide)] == [False, True]
+
+
+def _solver(problem: Problem) -> probe._Solver:
+    return probe._Solver.of(probe._Rows.of(problem, torch.device("cpu")), NAME)
+
+
+@pytest.mark.usefixtures("solver")
+def test_the_blocks_of_a_layer_share_their_rows_and_nothing_else() -> None:
+    """Each has its own path: the second one, noise, ends elsewhere; what they share is left as it was."""
+    problem = a_problem()
+    noise = np.random.default_rng(5).normal(size=(300, 7)).astype(np.float32)
+    both = replace(problem, blocks={**problem.blocks, "0/hidden.1/max": noise})
+    found = probe.fit_layer(both, list(both.blocks))
+    assert list(found) == list(both.blocks)
+    for name, probes in found.items():
+        alone = probe.fit(both, name)
+        assert probes.losses == alone.losses and probes.skipped == alone.skipped
+        np.testing.assert_array_equal(probes.best.coefficients, alone.best.coefficients)
+    assert len({probes.best.c for probes in found.values()}) == 2
 
 
 def test_permuted_labels_give_chance() -> None:

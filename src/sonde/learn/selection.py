@@ -1,6 +1,6 @@
 """Which neurons of a block matter: L1 probes, squared weights, the smallest set that carries a share of them.
 
-    rank, Ranking   a block -> the importance of each of its neurons, for every fold and for all trainable rows
+    rank, Ranking   blocks of a layer -> the importance of each neuron, for every fold and for all trainable rows
     importance      coefficients of probes -> importance
     keep            importance, eta -> the neurons that are kept
     depth           a block -> how many layers of the backbone must run for it
@@ -44,9 +44,13 @@ class Ranking:
     """C, losses, values of C that were skipped, constant neurons; JSON-able."""
 
 
-def rank(problem: Problem, name: str, *, grid: Sequence[float] = probe.GRID) -> Ranking:
-    """Train the probes of a block and rank its neurons; arguments as in `probe.fit`."""
-    found = probe.fit(problem, name, grid=grid, tolerance=TOLERANCE)
+def rank(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = probe.GRID) -> list[Ranking]:
+    """Train the probes of the blocks of a layer and rank the neurons of each; arguments as in `probe.fit_layer`."""
+    found = probe.fit_layer(problem, names, grid=grid, tolerance=TOLERANCE)
+    return [_ranking(name, probes) for name, probes in found.items()]
+
+
+def _ranking(name: str, found: probe.Probes) -> Ranking:
     summary = {
         "C": found.best.c,
         "losses": {f"{c:g}": loss for c, loss in found.losses.items()},

@@ -13,6 +13,7 @@ Source: Sparsify-then-Classify (arXiv 2311.15983), steps 3 and 4.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def select(
     deepest = max(depth(name) for name in names)
     if layers is not None and not 0 <= layers <= deepest:
         raise ArgumentError(f"k is {layers}; the backbone has {deepest} layers: give 0 (embeddings only) to {deepest}.")
-    rankings = [rank(problem, name) for name in tracked(names, "probing", "blocks")]
+    layers_of = [list(own) for _, own in groupby(names, key=depth)]
+    rankings = [ranking for own in tracked(layers_of, "probing", "layers") for ranking in rank(problem, own)]
     if not any(ranking.importance[-1].any() for ranking in rankings):
         raise DataError(
             "No neuron of any layer tells the classes apart: every probe kept nothing. Are the labels right, and are "
