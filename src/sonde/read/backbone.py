@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from sonde.errors import BackboneError, choose
 from sonde.precision import choose_device, choose_dtype
+from sonde.read.attention import quicken_attention
 from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
@@ -107,9 +108,11 @@ class Backbone:
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         model, self.tokenizer, missing = _load(name, path, dtype, trust)
         model.to(device)
+        probe = _probe(self.tokenizer, device)
         quicken(model)
+        quicken_attention(model, probe)
         self._lock = threading.RLock()
-        self._forward = Forward(model, _probe(self.tokenizer, device), name)
+        self._forward = Forward(model, probe, name)
         self._descent = Descent(self._forward)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal

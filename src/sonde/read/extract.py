@@ -84,7 +84,8 @@ def extract(
                 first = {row: numbers[place] for row, place in first.items()}
             keys = hash_texts(unique)
             parts = [reader.read(unique, keys, first) for reader in readers]
-            values = {name: array[rows] for part in parts for name, array in part.blocks.items()}  # row dim
+            distinct = len(unique) == len(window)  # then they stand in order, and are not copied
+            values = {name: a if distinct else a[rows] for part in parts for name, a in part.blocks.items()}  # row dim
             counts = np.stack([part.counts[rows] for part in parts]) if parts else np.zeros((0, len(rows), 2), np.int64)
             yield Window(start, values, counts[:, :, 0], counts[:, :, 1])
             start += len(window)
@@ -114,6 +115,9 @@ def read(
         counts[0, :, window.start : stop] = window.tokens
         counts[1, :, window.start : stop] = window.lost
         for name, values in window.blocks.items():
+            if window.rows == len(unique):
+                whole[name] = values
+                continue
             if name not in whole:
                 whole[name] = np.empty((len(unique), values.shape[1]), dtype=np.float32)
             whole[name][window.start : stop] = values

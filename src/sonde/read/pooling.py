@@ -1,14 +1,15 @@
 """Pooling: the token axis of an activation -> one vector a row.
 
 pool       (row, token, dim) -> float32 (row, dim), by the name of a pooling
+pool_all   the same by several names at once
 POOLINGS   the poolings by name
 EVERY      the name under which nothing is pooled
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sonde.errors import BackboneError, choose
@@ -53,6 +54,37 @@ def pool(
     return POOLINGS[choose("Pooling", how, POOLINGS, BackboneError)](hidden, mask, content)
 
 
+def pool_all(
+    hidden: Hidden, mask: Mask | None, hows: Sequence[str], content: Mask | None = None
+) -> dict[str, Float[Tensor, "row dim"] | Float[Tensor, "row token dim"]]:
+    """Reduce the tokens of each row by several poolings; arguments, values and errors as `pool`.
+
+    Where a mean tells that no value is NaN, the maximum of bfloat16 is taken among whole numbers, exactly and in a
+    third of the time.
+    """
+    found = {how: pool(hidden, mask, how, content) for how in hows if how != "max"}
+    if "max" not in hows:
+        return found
+    if "mean" in found and _orders_as_integers(hidden) and bool(torch.isfinite(found["mean"]).all()):
+        greatest: Pooled = _maximum(hidden, mask, _integer_maximum)
+    else:
+        greatest = _max(hidden, mask)
+    return {how: greatest if how == "max" else found[how] for how in hows}
+
+
+def _orders_as_integers(hidden: Hidden) -> bool:
+    return hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and hidden.stride(-1) == 1
+
+
+def _integer_maximum(hidden: Hidden) -> Float[Tensor, "row dim"]:
+    """Of bits as whole numbers, floats that are not negative keep their order and stand above all that are negative,
+    whose order turns round.
+    """
+    bits = hidden.view(torch.int16)
+    highest = bits.amax(dim=1)  # row dim
+    return torch.where(highest >= 0, highest, bits.amin(dim=1)).view(torch.bfloat16)
+
+
 def _mean(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:
     # One batched matrix product: about 5 times cheaper than a masked product and a sum. The product sums in
     # float32 inside; in bfloat16 only its result is rounded (2^-9 relative), the division is float32 again.
@@ -63,14 +95,26 @@ def _mean(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Poo
 
 
 def _max(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:
+    return _maximum(hidden, mask, lambda some: some.amax(dim=1))
+
+
+def _maximum(hidden: Hidden, mask: Mask | None, maximum: Callable[[Tensor], Tensor]) -> Pooled:
+    """Exact in any dtype, hence no copy in float32."""
     if mask is None:
-        return hidden.amax(dim=1).float()  # (row, dim); exact in any dtype, hence no copy in float32
-    if hidden.device.type == "cpu" and (spans := _spans(mask)) is not None:
-        # Row by row: up to 15 times cheaper than filling the pads, which writes a second (row, token, dim).
-        return torch.stack(
-            [row[start:stop].amax(dim=0) for row, (start, stop) in zip(hidden, spans, strict=True)]
-        ).float()
-    return hidden.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1).float()
+        return maximum(hidden).float()
+    if hidden.device.type != "cpu" or (spans := _spans(mask)) is None:
+        return hidden.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1).float()
+    # Pads are left out, never filled: that would write a second (row, token, dim).
+    start, stop = spans
+    shortest, longest = int(stop.min()), int(stop.max())
+    if not start.any() and longest - shortest <= len(hidden):
+        found = maximum(hidden[:, :shortest])  # row dim
+        for token in range(shortest, longest):
+            rows = (stop > token).nonzero()[:, 0]
+            found[rows] = torch.maximum(found[rows], hidden[rows, token])
+        return found.float()
+    rows_spans = zip(hidden, start.tolist(), stop.tolist(), strict=True)
+    return torch.cat([maximum(row[None, first:end]) for row, first, end in rows_spans]).float()
 
 
 def _first(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:
@@ -92,12 +136,12 @@ def _mean_content(hidden: Hidden, mask: Mask | None, content: Mask | None = None
     return _mean(hidden, torch.where(kept.any(dim=1, keepdim=True), kept, real))
 
 
-def _spans(mask: Mask) -> list[tuple[int, int]] | None:
+def _spans(mask: Mask) -> tuple[Int64[Tensor, " row"], Int64[Tensor, " row"]] | None:
     """First real token and the one after the last, by row; None if a row has a gap or no token."""
     start, length = mask.int().argmax(dim=1), mask.sum(dim=1)
     stop = mask.shape[1] - mask.int().flip(1).argmax(dim=1)
     whole = bool(((stop - start == length) & (length > 0)).all())
-    return list(zip(start.tolist(), stop.tolist(), strict=True)) if whole else None
+    return (start, stop) if whole else None
 
 
 def _take(hidden: Hidden, index: Tensor) -> Pooled:

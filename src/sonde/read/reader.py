@@ -209,21 +209,23 @@ class Reader:
             values = self._run(pieces, wanted)
             check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
-            values = {kind: v.to(backbone.dtype) for kind, v in values.items()}
+            values = {kind: v.to(backbone.dtype) for kind, v in values.items()}  # of windows; else they are
         values[TOKENS] = torch.from_numpy(np.stack([pieces.tokens, pieces.lost], axis=1).astype(np.int32))  # row 2
         return values
 
     def _run(self, pieces: Pieces, kinds: Sequence[Kind]) -> dict[Kind, Tensor]:
-        """float32 (piece, dim) of every kind, in the order of the pieces."""
+        """(piece, dim) of every kind, in the order of the pieces; float32 where windows are still to be joined."""
         backbone = self.source.backbone
         taps = {kind: (kind.site, kind.pooling or None) for kind in kinds}
-        values = {kind: torch.empty((len(pieces.ids), kind.width(self.source))) for kind in kinds}  # piece dim
+        dtype = backbone.dtype if len(pieces.ids) == len(pieces.tokens) else torch.float32
+        sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
+        values = {kind: torch.empty(size, dtype=dtype) for kind, size in sizes.items()}  # piece dim
         filler = filler_id(backbone.tokenizer)
         for batch in plan([len(ids) for ids in pieces.ids], self.token_budget):
             inputs = collate(pieces, batch, filler, backbone.causal)
             pooled = backbone.read(inputs.ids, inputs.mask, inputs.content, list(dict.fromkeys(taps.values())))
             for kind, tap in taps.items():
-                values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap])
+                values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap]).to(dtype)
         return values
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sonde.read.pooling import pool
+from sonde.read.pooling import pool_all
 from sonde.read.sites import Site
 
 
@@ -96,8 +96,8 @@ class Taps:
         if hidden.ndim == 2:  # some blocks flatten their tokens: (row*token, dim) -> (row, token, dim)
             hidden = hidden.view(tokens.rows, -1, hidden.shape[-1])
         hidden = hidden[:, : tokens.length]  # (row, token, dim): some models pad inside, on the right
-        for how in self._poolings[site]:
-            self.taken[site, how] = pool(hidden, tokens.mask, how, tokens.content)
+        for how, vectors in pool_all(hidden, tokens.mask, self._poolings[site], tokens.content).items():
+            self.taken[site, how] = vectors
 
     def narrow(self, rows: Tensor) -> None:
         """Go on with some rows, by their indices: of what was taken, and of what is still to come."""
