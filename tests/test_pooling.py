@@ -112,6 +112,18 @@ def test_several_at_once_are_what_each_is_alone(side, dtype):
         torch.testing.assert_close(vectors, pool(hidden, mask, how, content), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("lengths", [[7, 7, 6, 4, 4], [4, 7, 5, 5, 6], [7, 7, 7, 7, 7], [7, 1, 1, 1, 1]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_any_order_of_lengths_have_their_own_maximum(lengths, dtype):
+    hidden, _, content = batch("right", dtype)
+    mask = torch.arange(TOKENS) < torch.tensor(lengths)[:, None]
+    hidden[~mask] = 1e4
+    before = hidden.clone()
+    found = pool_all(hidden, mask, ["mean", "max"])["max"]
+    torch.testing.assert_close(found.double(), slow(hidden, mask, "max", content), rtol=0, atol=0)
+    torch.testing.assert_close(hidden, before, rtol=0, atol=0)
+
+
 def test_a_maximum_among_whole_numbers_is_that_of_the_floats():
     """Columns of one sign, of both, of zeros of both signs, of infinities, of the least and the largest numbers."""
     tiny, huge = 2.0**-133, 3.3e38

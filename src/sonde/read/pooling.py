@@ -109,9 +109,14 @@ def _maximum(hidden: Hidden, mask: Mask | None, maximum: Callable[[Tensor], Tens
     shortest, longest = int(stop.min()), int(stop.max())
     if not start.any() and longest - shortest <= len(hidden):
         found = maximum(hidden[:, :shortest])  # row dim
+        descending = bool((stop[:-1] >= stop[1:]).all())  # as batches are made; then no row is copied
         for token in range(shortest, longest):
-            rows = (stop > token).nonzero()[:, 0]
-            found[rows] = torch.maximum(found[rows], hidden[rows, token])
+            rows = stop > token
+            if descending:
+                longer = found[: int(rows.sum())]
+                torch.maximum(longer, hidden[: len(longer), token], out=longer)
+            else:
+                found[rows] = torch.maximum(found[rows], hidden[rows, token])
         return found.float()
     rows_spans = zip(hidden, start.tolist(), stop.tolist(), strict=True)
     return torch.cat([maximum(row[None, first:end]) for row, first, end in rows_spans]).float()
