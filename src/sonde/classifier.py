@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -17,8 +18,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde import fitting, saving, scoring
-from sonde.errors import ArgumentError, ModelError, RecipeError, choose
+from sonde import fitting, hub, saving, scoring
+from sonde.errors import ArgumentError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
@@ -404,6 +405,57 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "classes_")
         saving.save(folder, self.manifest(), self.arrays())
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "A text classifier trained with sonde",
+    ) -> str:
+        """Upload the model to the model hub, from where `sonde.load(name)` reads it.
+
+        Backbones are referenced, not uploaded. A card that somebody has edited on the hub stays as it is.
+
+        Parameters
+        ----------
+        name : str
+            Hub id, OWNER/MODEL; the repository is made if absent.
+        private : bool, optional
+            Whether a repository that is made is readable by its owner alone.
+        token : str, optional
+            By default that of `hf auth login`, or of the environment variable HF_TOKEN.
+        message : str
+            Of the commit.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        ModelError
+            If the hub refuses or is not reached.
+
+        Warns
+        -----
+        SondeWarning
+            push_to_hub: a backbone is a local folder, which nobody else has.
+        """
+        check_is_fitted(self, "classes_")
+        local = [about["id"] for about in self.backbones_.values() if Path(about["id"]).expanduser().is_dir()]
+        if local:
+            warn(
+                f"The backbone {local[0]!r} is a folder of this machine: who loads the model elsewhere must have it "
+                "too, and say where with backbones=[...]. Its name stands in the uploaded files.",
+                "push_to_hub",
+                len(local),
+            )
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "model")
+            return hub.push(Path(folder) / "model", name, private=private, token=token, message=message)
 
     def manifest(self) -> dict[str, Any]:
         """What `save` writes beside the arrays, JSON values."""

@@ -63,6 +63,7 @@ LAYERS_HELP = "With stc: layers that are read, instead of the fewest that are as
 EXIT_HELP = "With stc: texts leave at the layer that is sure, at this loss of accuracy (0.002)."
 SITE_HELP = "Read these instead of the recipe's sites: hidden.*, ffn.3; repeatable."
 POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeatable."
+MODEL_HELP = "A saved model: a folder, or its id on the model hub."
 SERVED_HELP = "Folders of saved models, or NAME=FOLDER; the first is asked by default."
 TOKEN_HELP = "Ask for `Authorization: Bearer TOKEN`; better given as SONDE_TOKEN."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
@@ -157,7 +158,7 @@ def fit(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows.")],
     text: Text = "text",
     label: Label = "label",
@@ -181,7 +182,7 @@ def evaluate(
 
 @app.command()
 def report(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     test: Annotated[Path, typer.Argument(metavar="TEST", help="Labelled rows.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write, .html.")],
     text: Text = "text",
@@ -206,7 +207,7 @@ def report(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
     out: Annotated[Path, typer.Option("--out", help="csv, tsv, jsonl (.gz) or parquet.")],
     text: Text = "text",
@@ -242,7 +243,7 @@ def predict(
 
 @app.command()
 def explain(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     source: Annotated[Path | None, typer.Argument(metavar="INPUT", help="A file of texts, instead of --text.")] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="A text; repeat for several.")] = None,
     column: Annotated[str, typer.Option("--column", help="Column of INPUT that holds the texts.")] = "text",

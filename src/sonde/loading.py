@@ -1,6 +1,6 @@
 """A saved classifier, from its folder.
 
-load   folder -> TextClassifier, every disagreement refused with a sentence
+load   folder or hub id -> TextClassifier, every disagreement refused with a sentence
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sonde import saving
+from sonde import hub, saving
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, InputError, ModelError, RecipeError
 from sonde.learn import abstention, conformal, learning
@@ -23,6 +23,7 @@ from sonde.plan import ABOUT, BUNDLE
 def load(
     folder: Path | str,
     *,
+    revision: str | None = None,
     backbones: Sequence[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -32,7 +33,10 @@ def load(
 
     Parameters
     ----------
-    folder : path
+    folder : path or str
+        Of the model; or, where there is no such folder, its id on the model hub, which `push_to_hub` gave it.
+    revision : str, optional
+        Branch, tag or commit on the hub; by default the newest.
     backbones : sequence of str, optional
         Where the backbones lie now, if they moved: one for each that the model needs, in order.
     dtype, device, cache
@@ -41,9 +45,13 @@ def load(
     Raises
     ------
     ModelError
-        If the folder is not a saved model, is damaged, has a newer protocol, or a backbone is another than the one
-        that the model was trained on.
+        If the folder is not a saved model, is damaged, is not found on the hub either, has a newer protocol, or a
+        backbone is another than the one that the model was trained on.
     """
+    if not Path(folder).exists() and hub.looks_like_an_id(str(folder)):
+        folder = hub.fetch(str(folder), revision)
+    elif revision is not None:
+        raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
     content, arrays = saving.load(folder)
     try:
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})

