@@ -3,11 +3,13 @@
     python benchmarks/limit.py --data DIR [--rows 1000] [--threads N] [--out docs/results]
 
 The matrix products of a reading, alone: every linear map of every batch is done once as a bare product of random
-matrices of its shape, into memory that is there already. These products and the whole reading (tokenising, attention,
-activations, normalisation, pooling) take turns; the ratio of their times is the share of the peak that reading keeps.
+matrices of its shape, into memory that is there already: the peak. These products and the whole reading (tokenising,
+attention, activations, normalisation, pooling) take turns. The model's FLOP, those of its linear maps and of the two
+products of attention, by the time of the reading, over the peak: that is the share that reading keeps.
 
 run            measure, and write limit.{json,md}
 shapes_of      the linear maps that a reading runs
+attention_flop FLOP of the products of attention
 Products       these, alone
 operators      where the time of a reading goes
 to_markdown    the page, from the JSON alone
@@ -46,14 +48,19 @@ TITLES_OF = {"last": "last layer", "every": "all hidden and feed-forward sites, 
 REASONS = {
     "addmm": "the linear maps; each product first copies its bias",
     "mm": "the linear maps",
-    "_linear_pointwise": "the linear maps, with prepared weights",
-    "_scaled_dot_product_flash_attention_for_cpu": "attention: short rows give small products and many exponentials",
+    "_linear_pointwise": "the linear maps, with bias and residual; slower than alone, for their memory is cold",
+    "_scaled_dot_product_flash_attention_for_cpu": "attention of long texts: many exponentials",
+    "baddbmm": "attention: scores, a product with 32 numbers a pair",
+    "exp_": "attention: exponentials, bound by arithmetic",
+    "div": "attention: divided by its sums; pooling: by the tokens",
+    "mul": "attention: values beside pads set to 0",
     "gelu": "the activation: one error function an element, bound by arithmetic",
     "copy_": "copies: biases, changes of type, heads set beside each other again",
     "add": "residual sums and embeddings: bound by memory",
     "native_layer_norm": "normalisation: bound by memory",
-    "amax": "the pooling max",
-    "bmm": "the pooling mean, one product",
+    "amax": "the pooling max, among whole numbers",
+    "amin": "the same where all values are negative",
+    "bmm": "attention: weighted values; the pooling mean, one product",
     "_index_put_impl_": "pooled rows put back in order",
     "index_select": "embeddings looked up",
 }
@@ -104,14 +111,21 @@ def measure(texts: list[str], source: Source, kind: str, rounds: int) -> dict[st
     def reading() -> object:
         return read(texts, {0: source}, blocks)
 
-    shapes = shapes_of(reading, source.backbone._forward.model)
-    products = Products(shapes, source.backbone.dtype)
+    model = source.backbone._forward.model
+    products = Products(shapes_of(reading, model), source.backbone.dtype)
+    attention = attention_flop(reading, model)
+    whole = products.flop + attention
     times = interleaved({"products": lambda: timed(products.run), "reading": lambda: timed(reading)}, rounds)
     middle = statistics.median(one["seconds"] for one in times["reading"])
+    shares = {clock: ratio(times["products"], times["reading"], clock) for clock in ("seconds", "cpu_seconds")}
     return {
         "gflop": round(products.flop / 1e9, 2),
-        "share": {clock: ratio(times["products"], times["reading"], clock) for clock in ("seconds", "cpu_seconds")},
-        "gflops_reading": round(products.flop / 1e9 / middle, 1),
+        "gflop_attention": round(attention / 1e9, 2),
+        "share": {
+            clock: {name: round(value * whole / products.flop, 3) for name, value in found.items()}
+            for clock, found in shares.items()
+        },
+        "gflops_reading": round(whole / 1e9 / middle, 1),
         "gflops_products": round(
             products.flop / 1e9 / statistics.median(one["seconds"] for one in times["products"]), 1
         ),
@@ -137,6 +151,22 @@ def shapes_of(work: Callable[[], object], model: nn.Module) -> Counter[Shape]:
             handle.remove()
     assert found, "a reading runs linear maps"
     return found
+
+
+def attention_flop(work: Callable[[], object], model: Any) -> int:
+    """FLOP of the two products of attention in every block, pads included."""
+    config, found = model.config, Counter[tuple[int, int]]()
+
+    def note(_: nn.Module, args: tuple[torch.Tensor, ...], __: object) -> None:
+        found[args[0].shape[0], args[0].shape[1]] += 1
+
+    handle = model.get_input_embeddings().register_forward_hook(note)
+    try:
+        work()
+    finally:
+        handle.remove()
+    tokens = sum(rows * length**2 * times for (rows, length), times in found.items())
+    return int(4 * tokens * config.hidden_size * config.num_hidden_layers)
 
 
 class Products:
@@ -199,7 +229,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         " ".join(filter(None, [machine.sentence(content["machine"]), setting["note"]])),
         f"{setting['backbone']}, {setting['rows']:,} texts a set, {setting['dtype']}, {setting['threads']} threads. "
         "The peak is that of the same matrix products alone, done in turn with the reading, "
-        f"{setting['rounds']} times; FLOP of attention, pooling and activations are not counted as work.",
+        f"{setting['rounds']} times. FLOP are those of the linear maps and of attention's two products; pooling and "
+        "activations are not counted as work.",
         shares(content),
     ]
     for name, one in content["sets"].items():

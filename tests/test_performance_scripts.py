@@ -17,6 +17,7 @@ from torch import nn
 
 from scripts import benchmark as script
 from sonde.bench import machine
+from sonde.read.backbone import load_backbone
 
 SETS = ("ag_news", "sst2", "imdb")
 
@@ -100,6 +101,13 @@ def test_products_are_those_of_the_linear_maps() -> None:
     assert products.flop == 2 * 2 * 8 * (3 * 5 + 5 * 2)
     products.run()
     assert products.best_rate(1) > 0
+
+
+def test_attention_is_counted_as_two_products_a_block() -> None:
+    benchmark, backbone = script("limit"), load_backbone(str(tiny.build("bert")), dtype="float32", device="cpu")
+    model = backbone._forward.model
+    one = benchmark.attention_flop(lambda: model(torch.tensor([[2, 7, 3], [2, 9, 3]])), model)
+    assert one == tiny.LAYERS * 2 * (2 * 2 * 3 * 3 * model.config.hidden_size)
 
 
 def a_reading(**changes: Any) -> dict[str, Any]:
