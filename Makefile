@@ -73,6 +73,9 @@ bench: $(VENV)/.offline ## how fast is this machine? docs/performance.md, from D
 	$(BIN)/python benchmarks/limit.py --data $(DATA)
 	$(BIN)/python benchmarks/released.py --data $(DATA) --model $(MODEL)
 	$(BIN)/python benchmarks/memory.py --data $(DATA)
+	$(BIN)/python benchmarks/training.py --data $(DATA) --model $(MODEL)
+	$(BIN)/python benchmarks/start.py --data $(DATA)
+	$(BIN)/python benchmarks/growth.py --data $(DATA)
 	$(BIN)/python benchmarks/performance.py
 
 tables: $(VENV)/.offline ## the tables of docs/results, from the data sets in DATA=../shared/data

@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import growth
+import heads
 import limit
 import memory
 import reading
 import released
+import start
+import training
 
 from sonde.bench import machine
 from sonde.tables import write_atomically
@@ -75,6 +79,37 @@ PARTS = (
         lambda found: [memory.growth(found)],
         "Memory grows with the model, with the number of values read of each text, and with the longest text; not with "
         "the number of texts. `sonde fit` holds the blocks of its training rows besides.",
+    ),
+    Part(
+        "training",
+        "Training",
+        lambda found: [
+            training.loops_table(found), training.accuracy_sentence(found), heads.heads_table(found["heads"])
+        ],
+        "Both loops multiply the same matrices. What the released one adds is handing out rows one by one, putting "
+        "them together again, sending them from one process to another, and metrics that nobody reads; what is left "
+        "is the network, whose width bounds the ratio: the wider the features, the less the rest weighs. Logistic "
+        "heads end where both sides are near the lowest loss; on few rows and features ours pays for principal "
+        "directions that gain little there.",
+    ),
+    Part(
+        "start",
+        "Start",
+        lambda found: [start.start_table(found)],
+        "Most of a prediction of one row is the import of torch and transformers, which sonde cannot shorten; the help "
+        "needs neither. A second fit finds its rows in the store: what it takes is finding them and reading files.",
+    ),
+    Part(
+        "growth",
+        "Growth",
+        lambda found: [
+            growth.slopes_table(found), growth.attention_sentence(found),
+            *(f"![{alt}](results/{growth.PICTURES[what]})" for what, alt in (
+                ("rows", "Seconds over rows"), ("tokens", "Milliseconds of a text over its tokens")
+            )),
+        ],
+        "Below a slope of 1 lie costs that do not grow: of a call, of a batch that is not full. Above it lies "
+        "attention, which costs a text the square of its length; at 256 tokens it is still a part of the whole.",
     ),
 )  # fmt: skip
 
