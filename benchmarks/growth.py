@@ -1,6 +1,6 @@
 """Does reading time grow as the texts do: with their number, and with their length?
 
-    python benchmarks/growth.py --data DIR [--scale 1.0] [--rounds 3] [--threads N] [--out docs/results]
+    python benchmarks/growth.py --data DIR [--scale 1.0] [--rounds 2] [--threads N] [--out docs/results]
 
 rows     1,000 to 64,000 rows of SST-2, repeated, each with a running number, so that no two are equal
 tokens   8 to 256 tokens a text, 65,536 tokens in all for each length: words of AG News that are one token each, in
@@ -47,7 +47,7 @@ ROWS = (1000, 4000, 16_000, 64_000)
 LENGTHS = (8, 16, 32, 64, 128, 256)
 TOKENS = 65_536
 """Of each length: eight batches of a CPU, which the shortest and the longest texts fill alike."""
-ROUNDS = 3  # of twelve and eighteen readings: the residuals of the line have ten degrees of freedom and more
+ROUNDS = 2  # up and down the sizes: eight and twelve readings, two for each size
 LEAST, MOST = 0.93, 1.07
 CLOCKS = {"seconds": "wall clock", "cpu_seconds": "processor time"}
 ATTENTION = "attention"

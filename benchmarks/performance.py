@@ -89,8 +89,9 @@ PARTS = (
         "Both loops multiply the same matrices. What the released one adds is handing out rows one by one, putting "
         "them together again, sending them from one process to another, and metrics that nobody reads; what is left "
         "is the network, whose width bounds the ratio: the wider the features, the less the rest weighs. Logistic "
-        "heads end where both sides are near the lowest loss; on few rows and features ours pays for principal "
-        "directions that gain little there.",
+        "heads are fitted as paths, all folds over all values of C, which share their matrix products; a single C "
+        "alone is solved much further than scikit-learn goes by default, because probabilities depend on it, and takes "
+        "the iterations that this needs.",
     ),
     Part(
         "start",
@@ -109,7 +110,8 @@ PARTS = (
             )),
         ],
         "Below a slope of 1 lie costs that do not grow: of a call, of a batch that is not full. Above it lies "
-        "attention, which costs a text the square of its length; at 256 tokens it is still a part of the whole.",
+        "attention, which costs a text the square of its length; on short texts its share is that of many products too "
+        "small to fill the processor.",
     ),
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ Every figure is that of a process of its own, from its start to its end, by wall
 help      `sonde --help`
 predict   `sonde predict` of one row, no store, beside a process that imports torch and transformers and loads the same
           backbone with its tokenizer
-second    two `sonde fit` on the same 1,000 texts of AG News, the first into an empty store: reading times, as both say
+second    two `sonde fit` on the same 500 texts of AG News, the first into an empty store: reading times, as both say
 
 run          measure, and write start.{json,md}
 to_markdown  the page, from the JSON alone
@@ -33,7 +33,7 @@ from sonde.plan import BUNDLE
 from sonde.read.backbone import load_backbone
 from sonde.tables import write_atomically
 
-ROWS = 1000
+ROWS = 500
 SET = "ag_news"
 SEED = 0
 MOST_HELP = 0.5

@@ -64,7 +64,7 @@ WHOLE_ROWS = 2000
 WHOLE = replace(PAPER, batch=256)
 """Where both train to the end: smaller batches, so that so few rows give as many steps as learning takes."""
 WHOLE_RATE = 1e-3
-HEAD_ROWS, PATH_ROWS = 8000, 3000
+HEAD_ROWS, PATH_ROWS = 6000, 3000
 HEAD_SETS = ("ag_news", "sst2")
 DEPTHS = "hidden.-5:"  # phi(m, 1) to phi(m, 5) of the paper
 LEAST = 10.0
