@@ -220,6 +220,71 @@ def test_what_llmembed_needs_is_said(settings: dict[str, Any], roles: dict[str, 
     assert done.code == 2 and "`sonde bench depth` has no use for --deep and --prompt-url; leave it out." in done.err
 
 
+def stage(seconds: float, kwh: float | None, estimated: bool = True) -> dict[str, Any]:
+    energy = None if kwh is None else {"kwh": kwh, "source": "", "estimated": estimated}
+    dollars = None if kwh is None else 0.065 * kwh
+    return {"seconds": seconds, "energy": energy, "prompt_tokens": 0, "new_tokens": 0, "usd_electricity": dollars,
+            "usd_tokens": 0.0}  # fmt: skip
+
+
+def whole_table(stored: float = 0.0, measured: bool = False) -> dict[str, Any]:
+    """Row 15 of every set, and its readings, in round figures."""
+    cells: dict[str, Any] = {}
+    for number, name in enumerate(paper.SETS, 1):
+        for split in ("train", "test"):
+            for role in llmembed.ROLES:
+                stages = {f"reading_{split}": stage(10.0 * number, 0.5, not measured)}
+                cells[f"{name}|reading {split}|{role}"] = {"stored_share": stored, "cost": {"stages": stages}}
+        stages = {"training": stage(4.0, 0.25, not measured), "inference": stage(1.0, 0.25, not measured)}
+        cost = {"stages": stages, "parameters": {"backbone": 7_000_000, "trained": 1000 * number}}
+        cells[f"{name}|llmembed-15"] = {"accuracy": 0.9 + number / 100, "n": 10, "losses": [1.0, 0.5], "cost": cost}
+    return cells
+
+
+def lines_of(cells: dict[str, Any]) -> dict[str, list[str]]:
+    """Rows of the page's tables by their first cell; of several, the first."""
+    setting = {"deep": "d", "bert": "b", "roberta": "r", "paper": False, "limit": None, "seed": 0}
+    rows: dict[str, list[str]] = {}
+    for line in llmembed_page.to_markdown({"setting": setting, "cells": cells}).splitlines():
+        if line.startswith("| "):
+            first, *rest = line.strip("| ").split(" | ")
+            rows.setdefault(first, rest)
+    return rows
+
+
+def test_stages_are_summed_over_the_three_backbones_and_averaged_over_the_sets() -> None:
+    rows = lines_of(whole_table())
+    assert rows["LLMEmbed: reading train"][:4] == ["30.0", "810", "60.0", "20,625"]
+    assert rows["LLMEmbed: training"][0] == "4" and rows["LLMEmbed: inference"][0] == "1"
+    assert rows["LLMEmbed: all"][0] == "65.0" and rows["LLMEmbed: all"][-2:] == ["185.0", "6,076"]
+    assert rows["LLMEmbed: reading"][:2] == ["~3", "0.05"] and rows["LLMEmbed: training and inference"][0] == "~0.5"
+    bill, theirs = rows["LLMEmbed: dollars for electricity"][-2:]
+    assert float(bill.removeprefix("$")) == pytest.approx(3.5 * 0.065, rel=0.01) and theirs == "$0.025"
+    assert rows["15: co-occurrence of L, B, R beside Avg(L)"][-2:] == [".9300", ".9620"]
+    assert rows["llmembed-15"] == ["7,000,000", "1,000 to 5,000"]
+    assert lines_of(whole_table(measured=True))["LLMEmbed: reading"][0] == "3"
+    assert lines_of(whole_table(stored=0.2))["LLMEmbed: reading train"][0] == "30.0*"
+
+
+def test_a_mean_of_some_sets_is_none() -> None:
+    cells = {key: cell for key, cell in whole_table().items() if not key.startswith("r52|")}
+    rows = lines_of(cells)
+    assert rows["LLMEmbed: all"][-2:] == ["", "6,076"] and rows["LLMEmbed: all"][-4] == ""
+    page = llmembed_page.to_markdown({"setting": {**dict.fromkeys(("deep", "bert", "roberta", "limit")), "paper": True},
+                                      "cells": cells})  # fmt: skip
+    assert "- R52, not run yet (the same command goes on with them): llmembed-15" in page
+
+
+@pytest.mark.slow
+def test_the_papers_setting_is_the_papers(settings: dict[str, Any], roles: dict[str, str]) -> None:
+    page = llmembed.run(**settings, **roles, recipes=["llmembed-15"], paper=True)[1].read_text()
+    cells = cells_of(settings["out"], "llmembed")
+    cell = cells["r8|llmembed-15"]
+    assert cell["learning_rate"] == 1e-4 and len(cell["losses"]) == 100
+    assert cells["r8|reading test|roberta"]["max_tokens"] <= tiny.POSITIONS and " --paper " in cell["command"]
+    assert "Heads in the paper's setting (--paper)" in page
+
+
 # ------------------------------------------------------------ same shapes
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 720, 420
-LEFT, TOP, RIGHT, BOTTOM = 70, 48, 190, 56
+WIDTH, HEIGHT = 760, 420
+LEFT, TOP, RIGHT, BOTTOM = 70, 48, 230, 56
 """Room for the axes, the title and the names of the lines, in pixels."""
 
 INKS = ("#1f6fb5", "#c4501b", "#2f7d32", "#7a3e9d", "#8a6d00", "#a3174f", "#00707a", "#555555")

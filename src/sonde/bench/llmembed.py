@@ -123,7 +123,6 @@ def run(
             for line in lines:
                 bench.fill(name, line, train, test)
                 advance(1)
-    cells.content["prompted"] = prompt.name if prompt else cells.content.get("prompted")
     written = write_page(cells.path, to_markdown(cells.content))
     drawn = figure_3(cells.content["cells"])
     if drawn is None:

@@ -92,7 +92,8 @@ def _notes(content: Content) -> str:
     setting = content["setting"]
     trial = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
     heads = "the paper's setting (--paper)" if setting["paper"] else "sonde's default setting; --paper is the paper's"
-    asked = f", asked: {content['prompted']}" if content.get("prompted") else ""
+    models = dict.fromkeys(cell["prompted"] for cell in content["cells"].values() if "prompted" in cell)
+    asked = f", asked: {', '.join(models)}" if models else ""
     return (
         f"{trial}Deep: {setting['deep']}, BERT: {setting['bert']}, RoBERTa: {setting['roberta']}{asked}. The paper's: "
         f"LLaMA2-7B, BERT-large, RoBERTa-large. Heads in {heads}. One seed. IMDb is the paper's MR. Rows in brackets: "
@@ -337,7 +338,7 @@ def _reasons(content: Content) -> Iterator[str]:
                 yield f"{TITLES[name]}, {line}: {cell['failed']}"
             elif cell is None:
                 unreached.setdefault(line, []).append(TITLES[name])
-    asked = bool(content.get("prompted"))
+    asked = any("prompted" in cell for cell in cells.values())
     alike: dict[str, list[str]] = {}
     for line, names in unreached.items():
         if line == "carp-175b":
