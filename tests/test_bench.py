@@ -159,6 +159,8 @@ def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
         "depth",
         "sample",
         "comparison",
+        "llmembed",
+        "stc",
     }
     with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
         datasets.read_split(tmp_path, "r8", "train")

@@ -66,6 +66,8 @@ POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeat
 MODEL_HELP = "A saved model: a folder, or its id on the model hub."
 SERVED_HELP = "Folders of saved models, or NAME=FOLDER; the first is asked by default."
 TOKEN_HELP = "Ask for `Authorization: Bearer TOKEN`; better given as SONDE_TOKEN."
+PROMPT_HELP = "`llmembed`: asked by IO and CARP; with --prompt-url, its name there."
+CHECKPOINTS_HELP = "`stc`: folder of fine-tuned checkpoints, one sub-folder a set (sst2, imdb, ...)."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the texts.")]
@@ -437,7 +439,7 @@ def bench(
         list[str],
         typer.Argument(
             metavar="NAME...",
-            help="tables, collapse, long_text, trust, reasons, ablation, few, depth, sample, comparison",
+            help="tables, collapse, long_text, trust, reasons, ablation, few, depth, sample, comparison, llmembed, stc",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of data sets, one sub-folder each.")],
@@ -451,8 +453,17 @@ def bench(
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these data sets.")] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", help="Only these recipes; for `few`, `comparison`.")
+        list[str] | None, typer.Option("--recipe", help="Only these; for `few`, `comparison`, `llmembed`, `stc`.")
     ] = None,
+    deep: Annotated[str | None, typer.Option("--deep", help="`llmembed`: in the role of LLaMA2-7B.")] = None,
+    bert: Annotated[str | None, typer.Option("--bert", help="`llmembed`: in the role of BERT-large.")] = None,
+    roberta: Annotated[str | None, typer.Option("--roberta", help="`llmembed`: in the role of RoBERTa-large.")] = None,
+    prompt_model: Annotated[str | None, typer.Option("--prompt-model", help=PROMPT_HELP)] = None,
+    prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="`llmembed`: or this endpoint.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="`stc`: the pretrained checkpoint.")] = None,
+    finetuned: Annotated[Path | None, typer.Option("--finetuned", help=CHECKPOINTS_HELP)] = None,
+    lora: Annotated[Path | None, typer.Option("--lora", help="`stc`: the same, with low-rank adapters.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -462,7 +473,10 @@ def bench(
         from sonde.bench import BENCHES
         from sonde.errors import choose
 
-        own = {"recipes": recipe} if recipe else {}
+        roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper}
+        asked = {"prompt_model": prompt_model, "prompt_url": prompt_url}
+        checkpoints = {"backbone": backbone, "finetuned": finetuned, "lora": lora}
+        own = {name: given for name, given in {"recipes": recipe, **roles, **asked, **checkpoints}.items() if given}
         for name in names:
             run = BENCHES[choose("The benchmark", name, BENCHES)]
             written = run(data=data, models=models, out=out, rows=rows, only=only, cache=_cache(cache, no_cache), **own)

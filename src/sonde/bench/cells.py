@@ -1,17 +1,20 @@
 """The cells of a table in a JSON file, written one by one: a run that is stopped goes on where it was.
 
 Cells         finished cells under their keys, with what they were measured with
+opened        the same, where cells of another setting must not be written over
+attempted     a finished cell, or the sentence by which it was refused
 write_json    the figures of a bench, at once or not at all
 write_page    the Markdown beside them
 table         heads and rows -> a table in Markdown
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sonde.bench import machine
+from sonde.errors import ArgumentError, SondeError
 from sonde.tables import write_atomically
 
 
@@ -34,6 +37,30 @@ class Cells:
         self.content["machine"] = machine.describe()
         self.content["cells"][key] = cell
         write_json(self.path, self.content)
+
+
+def opened(path: Path, setting: dict[str, Any]) -> Cells:
+    """Cells that took hours are not lost to a changed option.
+
+    Raises
+    ------
+    ArgumentError
+        If the file holds cells of another setting.
+    """
+    cells = Cells(path, setting)
+    if cells.path.is_file() and not cells.content["cells"]:
+        raise ArgumentError(
+            f"{path} holds cells of other backbones, rows or settings. Give --out another folder, or delete the file."
+        )
+    return cells
+
+
+def attempted(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives; what it refuses is a cell too, `failed`, which the next run tries again."""
+    try:
+        return make()
+    except SondeError as error:
+        return {"failed": str(error)}
 
 
 def write_json(path: Path, content: Any) -> None:

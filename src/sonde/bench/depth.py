@@ -1,6 +1,7 @@
 """Accuracy against depth, and what texts that leave early save.
 
-run    fit stc with a head at every layer on each set; write docs/results/depth.{json,md}
+run        fit stc with a head at every layer on each set; write docs/results/depth.{json,md}
+measure    one set: accuracy of the head at each layer, and of the cascade
 
 Depths and thresholds are chosen out of fold; what they do is measured on the test rows.
 """
@@ -41,13 +42,15 @@ def run(
                 parts = [read_split(data, name, split) for split in SPLITS[name]]
                 texts = [text for part in parts for text in part.texts]
                 test = DataSet(texts, np.concatenate([part.labels for part in parts])).take(rows)
-                cells.put(name, _cell(read_split(data, name, "train").take(rows), test, cache))
+                train = read_split(data, name, "train").take(rows)
+                cells.put(name, measure(train, test, cache, recipe=RECIPE, backbone=BACKBONE))
             advance(1)
     return write_page(cells.path, to_markdown(cells.content))
 
 
-def _cell(train: DataSet, test: DataSet, cache: Any) -> dict[str, Any]:
-    classifier = TextClassifier(RECIPE, (BACKBONE,), cache=cache, layers=_layers(), exit_loss=LOSS)
+def measure(train: DataSet, test: DataSet, cache: Any, *, recipe: str, backbone: str) -> dict[str, Any]:
+    """Fit a cascade with a head at every layer of one backbone; what each head and the cascade reach on test rows."""
+    classifier = TextClassifier(recipe, (backbone,), cache=cache, layers=_layers(backbone), exit_loss=LOSS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)
         classifier.fit(train.texts, train.labels)
@@ -73,11 +76,11 @@ def _cell(train: DataSet, test: DataSet, cache: Any) -> dict[str, Any]:
     }
 
 
-def _layers() -> int:
+def _layers(backbone: str) -> int:
     from sonde.read.backbone import load_backbone
     from sonde.read.sites import MAIN
 
-    return load_backbone(BACKBONE).layers[MAIN]
+    return load_backbone(backbone).layers[MAIN]
 
 
 def _on_test(classifier: TextClassifier, test: DataSet) -> tuple[list[float], float, float]:

@@ -1,0 +1,258 @@
+"""The tables of LLMEmbed (Liu et al., ACL 2024, arXiv 2406.03725), with backbones of one's own.
+
+run        read, fit, ask and measure every cell; write llmembed.{json,md} and llmembed-losses.svg
+Backbones  which model plays which role
+LINES      name of a line of Table 2 -> how it is made
+command_of the command that makes one cell again
+
+Every finished cell is kept in the JSON file at once: a run that is stopped goes on where it was, and what was refused
+is tried again.
+"""
+
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sonde.bench.cells import Cells, attempted, opened, write_page
+from sonde.bench.datasets import DataSet, chosen, read_split
+from sonde.bench.llmembed_page import figure_3, to_markdown
+from sonde.bench.paper import ENCODER_TOKENS, MAX_TOKENS
+from sonde.bench.tables import pack
+from sonde.classifier import TextClassifier
+from sonde.cost import Meter, parameters_of
+from sonde.errors import ArgumentError, SondeWarning, choose
+from sonde.progress import track
+from sonde.read.backbone import load_backbone
+from sonde.read.blocks import Block
+from sonde.read.extract import estimate, outstanding, read
+from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
+from sonde.tables import write_atomically
+
+if TYPE_CHECKING:
+    from sonde.bench.prompted import Prompt
+
+ROLES = ("deep", "bert", "roberta")
+SITES = {"deep": ("hidden.1:", "mean"), "bert": ("sentence", ""), "roberta": ("sentence", "")}
+"""What is read of each role, for all lines together."""
+
+PLM = {"plm-bert": "bert", "plm-roberta": "roberta"}
+PROMPTED = ("io", "carp")
+ROWS = tuple(f"llmembed-{row}" for row in range(1, 16))
+LINES = (*PLM, *PROMPTED, *ROWS)
+"""In the order of Table 2."""
+
+SEED = 0
+"""Of folds and heads. One: `bench tables` shows the spread over three."""
+
+STAGES = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Backbones:
+    """Which model plays which role."""
+
+    deep: str
+    """The last five of its blocks; the paper's LLaMA2-7B."""
+    bert: str
+    """A sentence embedding; the paper's BERT-large."""
+    roberta: str
+    """A sentence embedding; the paper's RoBERTa-large."""
+
+    def of(self, line: str) -> tuple[str, ...]:
+        """The roles that a line of Table 2 reads, in the order of its recipe."""
+        if line in PLM:
+            return (PLM[line],)
+        row = int(line.rpartition("-")[2])
+        return ROLES[: 1 if row < 5 else 2 if row < 8 else 3]
+
+    def names(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """The models in these roles."""
+        return tuple(getattr(self, role) for role in roles)
+
+
+def run(
+    *,
+    data: Path,
+    models: Path | None,
+    out: Path,
+    rows: int | None,
+    only: list[str] | None,
+    cache: Any,
+    recipes: Sequence[str] | None = None,
+    deep: str | None = None,
+    bert: str | None = None,
+    roberta: str | None = None,
+    prompt_model: str | None = None,
+    prompt_url: str | None = None,
+    paper: bool = False,
+) -> list[Path]:
+    """Fill every cell and write the page, the figures and Figure 3.
+
+    Parameters
+    ----------
+    data, out, rows, only, cache : as in `bench.tables.run`; `models` is not needed
+    recipes : sequence of str or None
+        Lines of Table 2, of `LINES`; by default all. Cells of others stay in the tables.
+    deep, bert, roberta : str
+        Hub ids or folders; one may play several roles.
+    prompt_model, prompt_url : str or None
+        A causal language model for IO and CARP, or an OpenAI-compatible endpoint (and what it calls the model).
+    paper : bool
+        Heads in the paper's setting, and its bounds on tokens as far as the backbones have positions.
+
+    Raises
+    ------
+    ArgumentError
+        If a role is empty, a line unknown, there is no store, or the folder holds cells of another setting.
+    """
+    backbones = _backbones(deep, bert, roberta)
+    lines = [choose("The line", name, LINES) for name in recipes or LINES]
+    prompt = _prompt(prompt_model, prompt_url, backbones, cache)
+    if open_store(cache) is None:
+        raise ArgumentError("`sonde bench llmembed` needs a store, so that texts are read once; leave out --no-cache.")
+    setting = {**asdict(backbones), "paper": paper, "limit": rows, "seed": SEED}
+    cells = opened(Path(out) / "llmembed.json", setting)
+    bench = _Bench(Path(data), backbones, paper, rows, cache, prompt, cells)
+    names = chosen(only)
+    with track("llmembed", len(names) * len(lines), "cells") as advance:
+        for name in names:
+            train, test = (read_split(bench.data, name, split).take(rows) for split in STAGES)
+            for line in lines:
+                bench.fill(name, line, train, test)
+                advance(1)
+    written = write_page(cells.path, to_markdown(cells.content))
+    drawn = figure_3(cells.content["cells"])
+    if drawn is None:
+        return written
+    picture = cells.path.with_name("llmembed-losses.svg")
+    with write_atomically(picture) as file:
+        file.write(drawn)
+    return [*written, picture]
+
+
+def _backbones(deep: str | None, bert: str | None, roberta: str | None) -> Backbones:
+    if not (deep and bert and roberta):
+        raise ArgumentError(
+            "`sonde bench llmembed` needs a model in each of the paper's roles: --deep, --bert and --roberta, each a "
+            "hub id or folder. The paper's: meta-llama/Llama-2-7b-hf, bert-large-uncased, roberta-large; one model may "
+            "play all three."
+        )
+    return Backbones(deep, bert, roberta)
+
+
+def _prompt(model: str | None, url: str | None, backbones: Backbones, cache: Any) -> "Prompt | None":
+    if not (model or url):
+        return None
+    from sonde.bench.prompted import Prompt  # it brings transformers' generation, which other lines do without
+
+    return Prompt(model, url, backbones.roberta, cache)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all cells share."""
+
+    data: Path
+    backbones: Backbones
+    paper: bool
+    rows: int | None
+    cache: Any
+    prompt: "Prompt | None"
+    cells: Cells
+
+    def fill(self, name: str, line: str, train: DataSet, test: DataSet) -> None:
+        """One cell of Table 2, with the readings that it needs."""
+        if line in PROMPTED:
+            if self.prompt is not None and not self._has(f"{name}|{line}", self.prompt.name):
+                self._put(name, line, self.prompt.measure(line, self.data, name, train, test))
+            return
+        for role in self.backbones.of(line):
+            for split, rows in zip(STAGES, (train, test), strict=True):
+                if not self._has(f"{name}|reading {split}|{role}"):
+                    self.cells.put(f"{name}|reading {split}|{role}", self._read(name, split, role, rows))
+        if not self._has(f"{name}|{line}"):
+            self._put(name, line, attempted(lambda: self._fit(name, line, train, test)))
+
+    def _has(self, key: str, prompt: str | None = None) -> bool:
+        """Whether a cell is finished, with this language model if one is asked."""
+        cell = self.cells.content["cells"].get(key, {"failed": ""})
+        return "failed" not in cell and cell.get("prompted") == prompt
+
+    def _put(self, name: str, line: str, cell: dict[str, Any]) -> None:
+        self.cells.put(f"{name}|{line}", {**cell, "command": self._command(name, line)})
+
+    def _command(self, name: str, line: str) -> str:
+        prompt = self.prompt.options if self.prompt and line in PROMPTED else {}
+        options = {"data": str(self.data), **asdict(self.backbones), **prompt, "rows": self.rows}
+        return command_of("llmembed", name, line, {**options, "paper": self.paper})
+
+    def bounds(self, name: str, roles: Sequence[str]) -> tuple[int | None, ...]:
+        """Most tokens of a text for each role: those of the paper, as far as the backbones have positions."""
+        found = []
+        for role, backbone in zip(roles, self.backbones.names(roles), strict=True):
+            wanted = MAX_TOKENS[name] if role == "deep" else ENCODER_TOKENS
+            found.append(min(wanted, load_backbone(backbone).max_positions or wanted) if self.paper else None)
+        return tuple(found)
+
+    def _read(self, name: str, split: str, role: str, rows: DataSet) -> dict[str, Any]:
+        """Read everything that the lines need of one role, timed; what a store held before costs nothing."""
+        model, (bound,) = self.backbones.names([role])[0], self.bounds(name, [role])
+        sources = open_sources({0: model}, max_tokens=(bound,), long_text="cut", dtype="auto", device="auto")
+        blocks: list[Block] = expand_blocks(0, sources[0], *SITES[role])
+        blocks = blocks[-5:]  # the last five of the deep one
+        store, meter, unique = open_store(self.cache), Meter(), list(dict.fromkeys(rows.texts))
+        assert store is not None
+        whole, missing = estimate(len(unique), sources, blocks), outstanding(0, sources, blocks, store, unique)
+        with meter.stage(f"reading_{split}"):
+            prepare(len(rows.texts), sources, blocks, store, texts=rows.texts)
+            window = read(rows.texts, sources, blocks, store)
+        return {
+            "rows": len(rows.texts),
+            "tokens": int(window.tokens.sum()),
+            "lost_tokens": int(window.lost.sum()),
+            "max_tokens": sources[0].view.max_tokens,
+            "stored_share": round(1 - missing / whole, 3),
+            "cost": meter.cost().to_dict(),
+        }
+
+    def _fit(self, name: str, line: str, train: DataSet, test: DataSet) -> dict[str, Any]:
+        roles, meter = self.backbones.of(line), Meter()
+        classifier = TextClassifier(
+            "plm" if line in PLM else line,
+            self.backbones.names(roles),
+            max_tokens=self.bounds(name, roles),
+            cache=self.cache,
+            random_state=SEED,
+            paper=self.paper,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SondeWarning)  # what is cut stands in the readings
+            with meter.stage("training"):
+                classifier.fit(train.texts, train.labels)
+            with meter.stage("inference"):
+                right = classifier.predict(test.texts) == test.labels
+        learner: Any = classifier.summary_["learner"]
+        return {
+            "accuracy": float(right.mean()),
+            "correct": pack(right),
+            "train_rows": len(train.texts),
+            "n": len(right),
+            "learning_rate": learner["learning_rate"],
+            "epochs": learner["epochs"],
+            "losses": learner["history"]["train"],
+            "cost": meter.cost(parameters_of(classifier)).to_dict(),
+        }
+
+
+def command_of(bench: str, name: str, line: str, options: Mapping[str, Any]) -> str:
+    """The command that makes one cell again, into a folder of its own."""
+    words = ["sonde", "bench", bench]
+    for option, given in options.items():
+        if given is True:
+            words.append(f"--{option}")
+        elif given:
+            words += [f"--{option}", str(given)]
+    return shlex.join([*words, "--only", name, "--recipe", line, "--out", "again"])

@@ -1,0 +1,96 @@
+"""IO and CARP beside LLMEmbed: few rows, to exercise the machinery and not as evidence.
+
+Prompt   a language model that is asked, and what its answers are worth
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sonde.baselines.carp import CARP
+from sonde.baselines.endpoint import Endpoint
+from sonde.baselines.generation import open_generator
+from sonde.baselines.io_prompt import IOPrompt
+from sonde.baselines.prompting import Prompting
+from sonde.bench.cells import attempted
+from sonde.bench.datasets import DataSet, label_names
+from sonde.bench.tables import pack
+from sonde.cost import Meter
+from sonde.errors import SondeWarning
+from sonde.features import ActivationFeatures
+
+TRAIN_ROWS, TEST_ROWS = 500, 200
+"""At most so many: CARP asks twice about each training row and five times about each test row."""
+
+DEMONSTRATIONS = 16
+"""CARP's number; IO gets as many."""
+
+_EXPLAINING = ("generating_reasons",)
+
+
+class Prompt:
+    """A language model that is asked.
+
+    Parameters
+    ----------
+    model : str or None
+        Hub id or folder of a causal language model; with `url`, what the endpoint calls it.
+    url : str or None
+        An OpenAI-compatible endpoint.
+    retriever : str
+        Backbone whose sentence embeddings find CARP's demonstrations.
+    cache : as in `TextClassifier`; answers are kept beside activations
+    """
+
+    def __init__(self, model: str | None, url: str | None, retriever: str, cache: Any) -> None:
+        self.options = {"prompt-model": model, "prompt-url": url}
+        self.name = " at ".join(part for part in (model, url) if part)
+        self._generator = open_generator(model, url)
+        self._retriever, self._cache = retriever, cache
+
+    @property
+    def answers(self) -> Any:
+        """Where answers are kept."""
+        return self._cache if self._cache in ("auto", None) else Path(self._cache) / "answers"
+
+    def measure(self, line: str, data: Path, name: str, train: DataSet, test: DataSet) -> dict[str, Any]:
+        """Ask about a sample of the rows; what is refused is kept as `failed`, and tried again by the next run."""
+        some, asked = train.take(TRAIN_ROWS), test.take(TEST_ROWS)
+        found = attempted(lambda: self._measure(self._make(line, _names(data, name, train)), some, asked))
+        return {"prompted": self.name, "train_rows": len(some.texts), "n": len(asked.texts), **found}
+
+    def _make(self, line: str, names: list[str] | None) -> Prompting:
+        settings: dict[str, Any] = {"label_names": names, "answers": self.answers}
+        if line == "io":
+            return IOPrompt(self._generator, demonstrations=DEMONSTRATIONS, **settings)
+        retriever = ActivationFeatures("sentence", backbones=(self._retriever,), cache=self._cache)
+        return CARP(self._generator, k=DEMONSTRATIONS, retriever=retriever, **settings)
+
+    def _measure(self, classifier: Prompting, train: DataSet, test: DataSet) -> dict[str, Any]:
+        meter, elsewhere = Meter(), isinstance(self._generator, Endpoint)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SondeWarning)  # failures and cuts are figures of the cell
+            with meter.stage("generating_reasons", elsewhere=elsewhere):
+                classifier.fit(train.texts, train.labels)
+            with meter.stage("generating_answers", elsewhere=elsewhere):
+                right = classifier.predict(test.texts) == test.labels
+        usage = classifier.summary_["usage"]
+        for stage, spent in usage.items():
+            kind = "generating_reasons" if stage in _EXPLAINING else "generating_answers"
+            meter.add_tokens(kind, spent["prompt_tokens"], spent["new_tokens"])
+        answers = sum(spent["answers"] for spent in usage.values())
+        return {
+            "accuracy": float(right.mean()),
+            "correct": pack(right),
+            "failure_rate": classifier.summary_["failure_rate"],
+            "demonstrations": classifier.summary_["demonstrations"],
+            "answers": answers,
+            "stored_share": round(1 - sum(spent["asked"] for spent in usage.values()) / max(answers, 1), 3),
+            "cost": meter.cost().to_dict(),
+        }
+
+
+def _names(data: Path, name: str, train: DataSet) -> list[str] | None:
+    """Names of labels that are numbers; None where labels are names already."""
+    numbers = all(label.isdecimal() for label in train.labels.tolist())
+    return label_names(data, name) if numbers else None

@@ -1,0 +1,409 @@
+"""`sonde bench llmembed` and `sonde bench stc`: figures beside the papers', cells that resume, reasons for gaps."""
+
+import csv
+import gzip
+import json
+import re
+import shlex
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from loopback import Loopback, Reply
+from samples import Run, command, worded
+
+from sonde.bench import curves, llmembed, llmembed_page, paper, stc, stc_page
+from sonde.bench.tables import unpack
+from sonde.errors import ArgumentError
+from sonde.learn import mlp
+from sonde.read import backbone
+
+run = pytest.fixture(command)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with r8 alone: 44 training and 16 test rows, labels as numbers."""
+    texts, labels = worded(60, noise=0.1)
+    names = sorted(set(labels))
+    folder = tmp_path / "data" / "r8"
+    folder.mkdir(parents=True)
+    for split, some in {"train": slice(0, 44), "test": slice(44, 60)}.items():
+        with gzip.open(folder / f"{split}.csv.gz", "wt", encoding="utf-8", newline="") as file:
+            rows = [(text, names.index(label)) for text, label in zip(texts[some], labels[some], strict=True)]
+            csv.writer(file).writerows([("text", "label"), *rows])
+    (folder / "label_names.json").write_text(json.dumps({"label_names": names}))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def settings(data: Path, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a run of either bench on tiny models."""
+    return {
+        **{"data": data, "models": None, "out": tmp_path / "out", "rows": None, "only": ["r8"]},
+        "cache": tmp_path / "store",
+    }
+
+
+@pytest.fixture
+def roles() -> dict[str, str]:
+    return {"deep": str(tiny.build("llama")), "bert": str(tiny.build("bert")), "roberta": str(tiny.build("roberta"))}
+
+
+def topical(prompt: str, number: int) -> Reply:
+    """The answers of a model that knows the topics."""
+    if prompt.rstrip().endswith("Reasoning:") or "one line" in prompt:
+        return Reply("plain words")
+    text = re.findall(r"^Text: (.*)$", prompt, re.MULTILINE)[-1]
+    label = "rail" if "trains" in text or "platform" in text else "weather" if "wind" in text else "post"
+    return Reply(f"words\nReasoning: clear\nLabel: {label}" if prompt.rstrip().endswith("Clues:") else label)
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    with Loopback(topical) as one:
+        yield one
+
+
+def cells_of(folder: Path, bench: str) -> dict[str, Any]:
+    content = json.loads((folder / f"{bench}.json").read_text())
+    assert isinstance(content["cells"], dict)
+    return dict(content["cells"])
+
+
+# ------------------------------------------------------------ the paper's figures
+
+
+def test_the_papers_stages_add_up_to_its_totals() -> None:
+    for table, slack in ((paper.TABLE_3, 1), (paper.TABLE_4, 0.011)):
+        for method in ("CARP", "LLMEmbed"):
+            parts = [figures for (own, stage), figures in table.items() if own == method and stage != "all"]
+            np.testing.assert_allclose(np.sum(parts, axis=0), table[method, "all"], atol=slack)
+    tokens = [
+        paper.TABLE_5["CARP", what] for what in ("tokens of clues and reasoning", "tokens of inference", "tokens")
+    ]
+    np.testing.assert_array_equal(np.add(*tokens[:2]), tokens[2])
+    np.testing.assert_allclose(
+        np.multiply(tokens[2], 0.002 / 1000), paper.TABLE_5["CARP", "dollars for tokens"], atol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "what"),
+    [(3, "CARP", "all"), (3, "LLMEmbed", "all"), (4, "CARP", "all"), (4, "LLMEmbed", "all"),
+     (5, "CARP", "dollars for tokens"), (5, "LLMEmbed", "dollars for electricity")],
+)  # fmt: skip
+def test_the_papers_means_are_those_of_its_sets(number: int, method: str, what: str) -> None:
+    table = {3: paper.TABLE_3, 4: paper.TABLE_4, 5: paper.TABLE_5}[number]
+    assert np.mean(table[method, what]) == pytest.approx(paper.MEANS[number, method], rel=0.02)
+
+
+def test_every_line_stands_beside_one_of_the_papers() -> None:
+    assert set(llmembed_page.THEIRS.values()) == set(paper.TABLE_2)
+    assert set(llmembed.LINES) == set(llmembed_page.THEIRS) - {"carp-175b"}
+    assert set(stc.LINES) == set(stc_page.NAMES) | set(stc_page.DEPTHS) and set(stc.CHECKPOINTS) == set(stc_page.KINDS)
+
+
+# ------------------------------------------------------------ llmembed
+
+
+def test_a_cell_stands_beside_the_papers_and_is_made_once(
+    settings: dict[str, Any], roles: dict[str, str], monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    out, lines = settings["out"], ["plm-bert", "llmembed-1"]
+    figures, page, *_ = llmembed.run(**settings, **roles, recipes=lines)
+    cells = cells_of(out, "llmembed")
+    assert set(cells) == {f"r8|{line}" for line in lines} | {
+        f"r8|reading {split}|{role}" for split in ("train", "test") for role in ("bert", "deep")
+    }
+    for line in lines:
+        cell = cells[f"r8|{line}"]
+        assert cell["accuracy"] == unpack(cell["correct"], 16).mean() and cell["n"] == 16
+        assert cell["cost"]["parameters"]["trained"] > 0 and set(cell["cost"]["stages"]) == {"training", "inference"}
+    reading = cells["r8|reading train|deep"]
+    assert (
+        reading["rows"] == 44 and reading["stored_share"] == 0 < reading["cost"]["stages"]["reading_train"]["seconds"]
+    )
+    shown = f"{cells['r8|llmembed-1']['accuracy']:.4f}".removeprefix("0")
+    row = next(line for line in page.read_text().splitlines() if line.startswith("| 1: last block"))
+    theirs = (".9518", ".9522", ".9571", ".9794", ".9455", ".9572")
+    ours = ("", "", "", f"{shown} (16)", "", "")
+    figures_of_row = [figure for pair in zip(ours, theirs, strict=True) for figure in pair]
+    assert row == f"| 1: last block of the deep backbone | {' | '.join(figures_of_row)} |"
+    assert "--prompt-model ID, or --prompt-url URL" in page.read_text()
+
+    monkeypatch.setattr(llmembed._Bench, "_fit", lambda *_: pytest.fail("a finished cell was fitted again"))
+    monkeypatch.setattr(llmembed._Bench, "_read", lambda *_: pytest.fail("texts were read again"))
+    before = figures.read_text()
+    llmembed.run(**settings, **roles, recipes=lines)
+    assert figures.read_text() == before
+    with pytest.raises(ArgumentError, match=r"holds cells of other backbones, rows or settings. Give --out another"):
+        llmembed.run(**settings, **{**roles, "deep": roles["bert"]})
+    assert figures.read_text() == before, "cells of another setting are not written over"
+
+
+def test_the_command_of_a_cell_makes_it_again(
+    settings: dict[str, Any], roles: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    llmembed.run(**{**settings, "rows": 30}, **roles, recipes=["plm-roberta"])
+    first = cells_of(settings["out"], "llmembed")["r8|plm-roberta"]
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(first["command"])
+    assert words[:3] == ["sonde", "bench", "llmembed"]
+    done = run(*words[1:], "--cache", settings["cache"])
+    assert done.code == 0, done.err
+    again = cells_of(tmp_path / "again", "llmembed")
+    assert {**again["r8|plm-roberta"], "cost": None} == {**first, "cost": None}
+    assert again["r8|reading train|roberta"]["stored_share"] == 1.0, "the store knew these texts"
+
+
+def test_the_papers_setting_bounds_tokens_by_the_positions_there_are(
+    settings: dict[str, Any], roles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = llmembed._Bench(settings["data"], llmembed.Backbones(**roles), True, None, None, None, Any)  # type: ignore[arg-type]
+    assert bench.bounds("r8", ["deep", "bert"]) == (tiny.POSITIONS, tiny.POSITIONS)
+    monkeypatch.setattr(llmembed, "MAX_TOKENS", {"r8": 12})
+    assert bench.bounds("r8", ["deep", "bert"]) == (12, tiny.POSITIONS)
+    assert llmembed._Bench(**{**vars(bench), "paper": False}).bounds("r8", ["deep"]) == (None,)
+
+
+def test_a_refused_cell_says_why_and_is_tried_again(
+    settings: dict[str, Any], roles: dict[str, str], server: Loopback
+) -> None:
+    asked = {**settings, **roles, "recipes": ["io"], "prompt_url": server.url, "prompt_model": "toy"}
+    server.script = lambda prompt, number: Reply("no such model", status=404)
+    page = llmembed.run(**asked)[1].read_text()
+    refused = cells_of(settings["out"], "llmembed")["r8|io"]["failed"]
+    assert "no such model" in refused and f"- R8, io: {refused}" in page
+    server.script = topical
+    page = llmembed.run(**asked)[1].read_text()
+    assert "no such model" not in page
+    cell = cells_of(settings["out"], "llmembed")["r8|io"]
+    assert cell["accuracy"] == unpack(cell["correct"], 16).mean() > 0.5
+    assert cell["failure_rate"] == 0 and cell["demonstrations"] == 16 and cell["answers"] == 16
+    assert cell["cost"]["total"]["energy"] is None, "nobody knows what an endpoint draws"
+    assert "an exercise of the machinery, not evidence" in page and "R8 IO 0%" in page
+    questions = len(server.requests)
+    llmembed.run(**asked)
+    assert len(server.requests) == questions
+
+
+def test_carp_is_counted_in_tokens_and_dollars(
+    settings: dict[str, Any], roles: dict[str, str], server: Loopback
+) -> None:
+    page = llmembed.run(**settings, **roles, recipes=["carp"], prompt_url=server.url)[1].read_text()
+    cell = cells_of(settings["out"], "llmembed")["r8|carp"]
+    stages = cell["cost"]["stages"]
+    tokens = {name: stages[name]["prompt_tokens"] + stages[name]["new_tokens"] for name in stages}
+    assert set(tokens) == {"generating_reasons", "generating_answers"} and min(tokens.values()) > 0
+    assert sum(stage["usd_tokens"] for stage in stages.values()) == pytest.approx(0.002 * sum(tokens.values()) / 1000)
+    row = next(line for line in page.splitlines() if line.startswith("| CARP: tokens |"))
+    assert f"| {sum(tokens.values()):,} | 35,868,945 |" in row
+
+
+def test_what_llmembed_needs_is_said(settings: dict[str, Any], roles: dict[str, str], run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"--deep, --bert and --roberta.*meta-llama/Llama-2-7b-hf"):
+        llmembed.run(**settings, deep=roles["deep"])
+    with pytest.raises(ArgumentError, match="needs a store, so that texts are read once; leave out --no-cache"):
+        llmembed.run(**{**settings, "cache": None}, **roles)
+    with pytest.raises(ArgumentError, match="The line 'llmembed-16' is unknown; it must be one of: plm-bert"):
+        llmembed.run(**settings, **roles, recipes=["llmembed-16"])
+    done = run("bench", "depth", "--data", tmp_path, "--deep", "x", "--prompt-url", "y")
+    assert done.code == 2 and "`sonde bench depth` has no use for --deep and --prompt-url; leave it out." in done.err
+
+
+def stage(seconds: float, kwh: float | None, estimated: bool = True) -> dict[str, Any]:
+    energy = None if kwh is None else {"kwh": kwh, "source": "", "estimated": estimated}
+    dollars = None if kwh is None else 0.065 * kwh
+    return {"seconds": seconds, "energy": energy, "prompt_tokens": 0, "new_tokens": 0, "usd_electricity": dollars,
+            "usd_tokens": 0.0}  # fmt: skip
+
+
+def whole_table(stored: float = 0.0, measured: bool = False) -> dict[str, Any]:
+    """Row 15 of every set, and its readings, in round figures."""
+    cells: dict[str, Any] = {}
+    for number, name in enumerate(paper.SETS, 1):
+        for split in ("train", "test"):
+            for role in llmembed.ROLES:
+                stages = {f"reading_{split}": stage(10.0 * number, 0.5, not measured)}
+                cells[f"{name}|reading {split}|{role}"] = {"stored_share": stored, "cost": {"stages": stages}}
+        stages = {"training": stage(4.0, 0.25, not measured), "inference": stage(1.0, 0.25, not measured)}
+        cost = {"stages": stages, "parameters": {"backbone": 7_000_000, "trained": 1000 * number}}
+        cells[f"{name}|llmembed-15"] = {"accuracy": 0.9 + number / 100, "n": 10, "losses": [1.0, 0.5], "cost": cost}
+    return cells
+
+
+def lines_of(cells: dict[str, Any]) -> dict[str, list[str]]:
+    """Rows of the page's tables by their first cell; of several, the first."""
+    setting = {"deep": "d", "bert": "b", "roberta": "r", "paper": False, "limit": None, "seed": 0}
+    rows: dict[str, list[str]] = {}
+    for line in llmembed_page.to_markdown({"setting": setting, "cells": cells}).splitlines():
+        if line.startswith("| "):
+            first, *rest = line.strip("| ").split(" | ")
+            rows.setdefault(first, rest)
+    return rows
+
+
+def test_stages_are_summed_over_the_three_backbones_and_averaged_over_the_sets() -> None:
+    rows = lines_of(whole_table())
+    assert rows["LLMEmbed: reading train"][:4] == ["30.0", "810", "60.0", "20,625"]
+    assert rows["LLMEmbed: training"][0] == "4" and rows["LLMEmbed: inference"][0] == "1"
+    assert rows["LLMEmbed: all"][0] == "65.0" and rows["LLMEmbed: all"][-2:] == ["185.0", "6,076"]
+    assert rows["LLMEmbed: reading"][:2] == ["~3", "0.05"] and rows["LLMEmbed: training and inference"][0] == "~0.5"
+    bill, theirs = rows["LLMEmbed: dollars for electricity"][-2:]
+    assert float(bill.removeprefix("$")) == pytest.approx(3.5 * 0.065, rel=0.01) and theirs == "$0.025"
+    assert rows["15: co-occurrence of L, B, R beside Avg(L)"][-2:] == [".9300", ".9620"]
+    assert rows["llmembed-15"] == ["7,000,000", "1,000 to 5,000"]
+    assert lines_of(whole_table(measured=True))["LLMEmbed: reading"][0] == "3"
+    assert lines_of(whole_table(stored=0.2))["LLMEmbed: reading train"][0] == "30.0*"
+
+
+def test_a_mean_of_some_sets_is_none() -> None:
+    cells = {key: cell for key, cell in whole_table().items() if not key.startswith("r52|")}
+    rows = lines_of(cells)
+    assert rows["LLMEmbed: all"][-2:] == ["", "6,076"] and rows["LLMEmbed: all"][-4] == ""
+    page = llmembed_page.to_markdown({"setting": {**dict.fromkeys(("deep", "bert", "roberta", "limit")), "paper": True},
+                                      "cells": cells})  # fmt: skip
+    assert "- R52, not run yet (the same command goes on with them): llmembed-15" in page
+
+
+@pytest.mark.slow
+def test_the_papers_setting_is_the_papers(settings: dict[str, Any], roles: dict[str, str]) -> None:
+    page = llmembed.run(**settings, **roles, recipes=["llmembed-15"], paper=True)[1].read_text()
+    cells = cells_of(settings["out"], "llmembed")
+    cell = cells["r8|llmembed-15"]
+    assert cell["learning_rate"] == 1e-4 and len(cell["losses"]) == 100
+    assert cells["r8|reading test|roberta"]["max_tokens"] <= tiny.POSITIONS and " --paper " in cell["command"]
+    assert "Heads in the paper's setting (--paper)" in page
+
+
+# ------------------------------------------------------------ same shapes
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32,
+              "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None},
+    "Bert": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+             "max_position_embeddings": 512, "pad_token_id": 0},
+    "Roberta": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+                "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1},
+}  # fmt: skip
+"""Of Llama-2-7b, bert-large-uncased and roberta-large; cut to two layers and the words of `tiny`."""
+CLASSES = {"Llama": "LlamaForCausalLM", "Bert": "BertModel", "Roberta": "RobertaForMaskedLM"}
+FAMILIES = {"Llama": "bos", "Bert": "bert", "Roberta": "roberta"}
+
+
+def shaped(prefix: str, folder: Path) -> Path:
+    """A model of the true widths with random weights, in bfloat16."""
+    tokenizer = tiny.tokenizer_of(FAMILIES[prefix])
+    config = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), num_hidden_layers=2, **SHAPES[prefix])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, CLASSES[prefix])._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_command_runs_on_models_of_the_papers_shapes(
+    data: Path, tmp_path: Path, server: Loopback, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlp, "DEFAULT", replace(mlp.DEFAULT, epochs=2))  # nothing to learn: epochs would only take time
+    monkeypatch.setattr(backbone, "_TABLE", {})  # a gigabyte is not kept for later tests
+    folders = {prefix: shaped(prefix, tmp_path / prefix) for prefix in SHAPES}
+    done = run(
+        *("bench", "llmembed", "--data", data, "--deep", folders["Llama"], "--bert", folders["Bert"]),
+        *("--roberta", folders["Roberta"], "--prompt-url", server.url, "--rows", 40, "--only", "r8"),
+        *("--out", tmp_path / "out", "--cache", tmp_path / "store"),
+    )
+    for folder in folders.values():
+        shutil.rmtree(folder)  # a gigabyte
+    assert done.code == 0, done.err
+    cells = cells_of(tmp_path / "out", "llmembed")
+    assert not [cell["failed"] for cell in cells.values() if "failed" in cell]
+    assert {f"r8|{line}" for line in llmembed.LINES} <= set(cells)
+    backbones = {line: cells[f"r8|{line}"]["cost"]["parameters"]["backbone"] for line in llmembed.ROWS}
+    assert backbones["llmembed-1"] > 2 * (4 * 4096**2 + 3 * 4096 * 11008) and backbones["llmembed-15"] > 1.05 * 4e8
+    page = (tmp_path / "out" / "llmembed.md").read_text()
+    assert "**A trial: at most 40 rows of each split.**" in page
+    row = next(line for line in page.splitlines() if line.startswith("| LLMEmbed: reading train |"))
+    assert re.fullmatch(r"\| LLMEmbed: reading train \|( +\| [\d,]+ \|){3} [\d.e-]+ \| 630 \| +\| 759 \| +\| +\|", row)
+    picture = ElementTree.parse(tmp_path / "out" / "llmembed-losses.svg").getroot()
+    names = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "R8" in names and "epoch" in names
+
+
+# ------------------------------------------------------------ stc
+
+
+@pytest.mark.slow
+def test_the_last_layer_stands_beside_stc(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, finetuned = str(tiny.build("bert")), tmp_path / "tuned"
+    shutil.copytree(tiny.build("electra"), finetuned / "r8")
+    given = {**settings, "backbone": backbone, "finetuned": finetuned, "recipes": ["linear", "stc-ffn", "depth-hidden"]}
+    figures, page, picture = stc.run(**given, lora=tmp_path / "nowhere")
+    cells = cells_of(settings["out"], "stc")
+    for kind in ("pretrained", "finetuned"):
+        for line in ("linear", "stc-ffn"):
+            cell = cells[f"r8|{kind}|{line}"]
+            assert cell["accuracy"] == unpack(cell["correct"], 16).mean() and 0 <= cell["macro_f1"] <= 1
+        depths = cells[f"r8|{kind}|depth-hidden"]
+        assert depths["depths"] == [0, 1, 2, 3] and len(depths["test"]) == 4
+    assert cells["r8|finetuned|linear"]["checkpoint"] == str(finetuned / "r8")
+    assert cells["r8|lora|linear"] == {"failed": f"{tmp_path / 'nowhere' / 'r8'} holds no checkpoint (config.json)"}
+    shown = page.read_text()
+    assert f"{tmp_path / 'nowhere' / 'r8'} holds no checkpoint (config.json): 3 cells" in shown
+    assert "In 0 of 2 cells" in shown or "- R8, " in shown
+    assert picture.name == "stc-depth-r8.svg" and ElementTree.parse(picture).getroot() is not None
+
+    monkeypatch.setattr(stc._Bench, "_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
+    stc.run(**{**given, "finetuned": None})
+    assert cells_of(settings["out"], "stc")["r8|finetuned|linear"] == cells["r8|finetuned|linear"]
+    assert "--lora FOLDER, with one sub-folder a set" in figures.read_text()
+
+
+def test_the_page_says_first_where_stc_loses() -> None:
+    from sonde.bench.tables import pack
+
+    def cell(right: np.ndarray) -> dict[str, Any]:
+        return {"accuracy": float(right.mean()), "correct": pack(right), "n": len(right)}
+
+    last, own = np.ones(40, dtype=bool), np.ones(40, dtype=bool)
+    own[:6] = False
+    cells = {"r8|pretrained|linear": cell(last), "r8|pretrained|stc": cell(own), "r8|pretrained|stc-ffn": cell(last)}
+    said = stc_page._losses(cells)
+    assert said.startswith("In 1 of 2 cells by more than chance")
+    assert said.endswith("- R8, pretrained, stc, both: .8500 against 1.0000 (p 0.031)")
+    assert stc_page._losses({}) == "Nothing to compare yet."
+
+
+# ------------------------------------------------------------ curves
+
+
+def test_curves_are_xml_with_every_point_and_name() -> None:
+    lines = [curves.Line("a < b", [(1, 0.5), (2, 0.75), (3, 0.25)]), curves.Line("flat", [(2, 0.5)])]
+    root = ElementTree.fromstring(curves.draw("Loss & more", "epoch", "loss", lines))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{space}text")]
+    assert {"Loss & more", "epoch", "loss", "a < b", "flat"} <= set(texts)
+    dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in root.iter(f"{space}circle")]
+    assert len(dots) == 4 and dots[0][0] < dots[1][0] < dots[2][0], "x grows to the right"
+    assert dots[1][1] < dots[0][1] < dots[2][1], "what is higher stands higher"
+    assert dots[3] == (dots[1][0], dots[0][1]), "all lines share both axes"
+
+
+def test_a_single_point_can_be_drawn() -> None:
+    root = ElementTree.fromstring(curves.draw("t", "x", "y", [curves.Line("one", [(3, 0.5)])]))
+    dot = next(root.iter("{http://www.w3.org/2000/svg}circle"))
+    assert all(np.isfinite(float(dot.attrib[name])) for name in ("cx", "cy"))
