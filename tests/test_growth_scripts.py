@@ -231,7 +231,7 @@ def test_attention_that_is_not_found_is_not_said_to_be_free() -> None:
     content = a_growth()
     assert growth.attention_sentence(content).endswith("0.0% at 10, 0.0% at 20, 50.0% at 40.")
     content["tokens"]["attention"] = dict.fromkeys(content["tokens"]["attention"], 0.0)
-    assert "found no operator of attention" in growth.attention_sentence(content)
+    assert "an attention of its own" in growth.attention_sentence(content)
 
 
 @pytest.mark.parametrize("what", ["rows", "tokens"])
