@@ -14,11 +14,12 @@ from torch import Tensor
 
 from sonde.read.view import Pieces
 
-TOKEN_BUDGET = {"cpu": 8192, "mps": 16384, "cuda": 65536}
-"""Padded tokens in one batch. On a CPU larger batches fall out of the caches and gain nothing; on a GPU 64k tokens fill
-the matrix units of a 7B model while the widest activation (65536 x 11008 in bfloat16) stays at 1.4 GB."""
+TOKEN_BUDGET = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+"""Padded tokens in one batch. On a CPU larger batches fall out of the caches: all-MiniLM-L6-v2 reads IMDb 12 to 15%
+slower with 8,192, and 2,560 gain nothing more. On a GPU 64k tokens fill the matrix units of a 7B model while the widest
+activation (65536 x 11008 in bfloat16) stays at 1.4 GB."""
 
-ENOUGH_TOKENS = 0.25
+ENOUGH_TOKENS = 0.5
 """A batch that fills this share of the budget is closed when the next text is longer, so that most batches hold texts
 of one length and need no attention mask."""
 
