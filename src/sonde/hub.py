@@ -83,31 +83,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
 
 def push(folder: Path, name: str, *, private: bool | None, token: str | None, message: str) -> str:
-    """Upload a saved model; a card that somebody has edited on the hub stays as it is.
-
-    Parameters
-    ----------
-    folder : Path
-        As `TextClassifier.save` writes it.
-    name : str
-        Hub id; made if absent.
-    private : bool, optional
-        Whether a repository that is made can be read by its owner alone; by default as the owner has set it.
-    token : str, optional
-        By default that of `hf auth login`, or of `HF_TOKEN`.
-    message : str
-        Of the commit.
-
-    Returns
-    -------
-    str
-        Address of the commit.
-
-    Raises
-    ------
-    ModelError
-        If the hub refuses, is not reached, or the client is offline.
-    """
+    """Upload a saved model, as `TextClassifier.save` writes it; arguments, result and errors as its `push_to_hub`."""
     from huggingface_hub import HfApi
 
     client = HfApi(token=token)

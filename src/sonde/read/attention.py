@@ -28,6 +28,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
+from sonde.read.linear import is_allowed, is_bfloat16_on_cpu
+
 NAME = "sonde_short"
 FUSED = "sdpa"
 """What transformers calls torch's kernel."""
@@ -53,7 +55,7 @@ def quicken_attention(model: nn.Module, probe: Tensor) -> bool:
         Token ids of a short text.
     """
     config: Any = model.config
-    if config._attn_implementation != FUSED or not _may(next(model.parameters())):
+    if config._attn_implementation != FUSED or not (is_allowed() and is_bfloat16_on_cpu(next(model.parameters()))):
         return False
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
@@ -67,12 +69,6 @@ def quicken_attention(model: nn.Module, probe: Tensor) -> bool:
     if not same:
         model.set_attn_implementation(FUSED)  # type: ignore[operator]
     return same and config._attn_implementation == NAME
-
-
-def _may(weight: Tensor) -> bool:
-    backend = torch.backends.mkldnn
-    quick = backend.is_available() and backend.enabled  # type: ignore[no-untyped-call]
-    return bool(quick) and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
 
 
 def _outputs(model: Any, probe: Tensor) -> list[Tensor]:
@@ -126,8 +122,7 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     tokens = query.shape[2]
     return (
         tokens <= LONGEST
-        and query.dtype == torch.bfloat16
-        and query.device.type == "cpu"
+        and is_bfloat16_on_cpu(query)
         and query.shape == key.shape == value.shape
         and not torch.is_grad_enabled()
         and (mask is None or (mask.dtype == torch.bool and mask.shape == (query.shape[0], 1, 1, tokens)))

@@ -3,6 +3,7 @@
 quicken        make the dense layers of a model run so, in place, where that gives the same values
 QuickLinear    a linear map whose product adds its bias itself, and a residual where one is given
 QuickSum       a linear map, the residual and a layer norm, as BERT and its kin end every half of a block
+is_allowed, is_bfloat16_on_cpu   what all shorter ways ask first, those of `sonde.read.attention` too
 
 torch adds the bias of a linear map by copying it into every row of the result before the product, and the residual in
 another pass; oneDNN's own operation adds both on the way. The weights stay as they are, no second copy is made of them.
@@ -54,7 +55,8 @@ class QuickSum(nn.Module):
 
 def quicken(model: nn.Module) -> int:
     """Make the dense layers of a model quick, in place; how many linear maps are. None where this torch cannot."""
-    maps = [module for module in model.modules() if type(module) is nn.Linear and _fits(module)]
+    linear = [module for module in model.modules() if type(module) is nn.Linear]
+    maps = [module for module in linear if module.bias is not None and is_bfloat16_on_cpu(module.weight)]
     if not maps or not _works(maps[0]):
         return 0
     for module in maps:
@@ -79,19 +81,25 @@ def _quicken_sum(module: nn.Module) -> None:
             module.__class__ = own
 
 
-def _fits(module: nn.Linear) -> bool:
-    weight = module.weight
-    return module.bias is not None and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+def is_allowed() -> bool:
+    """Whether this torch has oneDNN, and nobody has switched it off."""
+    backend = torch.backends.mkldnn
+    return bool(backend.is_available() and backend.enabled)  # type: ignore[no-untyped-call]
+
+
+def is_bfloat16_on_cpu(tensor: Tensor) -> bool:
+    """Whether a tensor is what the shorter ways are made for."""
+    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
 
 
 def _is_quick(input: Tensor) -> bool:
     """The operations have no derivative."""
-    return not torch.is_grad_enabled() and input.dtype == torch.bfloat16 and input.device.type == "cpu"
+    return not torch.is_grad_enabled() and is_bfloat16_on_cpu(input)
 
 
 def _works(module: nn.Linear) -> bool:
     """Whether this torch has the operations, may use them, and gets from them what the module gives."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
+    if not is_allowed():
         return False
     probe, residual = _probe(module.in_features), _probe(module.out_features).flip(-1)
     with torch.inference_mode():
