@@ -17,7 +17,6 @@ picture      the same as SVG
 to_markdown  the page, from the JSON alone
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from memory import numbered
-from ratios import Times, publish, sha256_of, threads, timed
+from ratios import Times, asked_of, publish, sha256_of, threads, timed
 from scipy.stats import linregress, t
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -321,14 +320,9 @@ def standing_alone(figure: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the slopes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
+    parser = asked_of(__doc__, ROUNDS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of rows and tokens, for a trial (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     content = json.loads(written[0].read_text(encoding="utf-8"))
     sys.stdout.write(f"{slopes_table(content)}\n\n{attention_sentence(content)}\n")

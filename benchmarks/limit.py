@@ -15,7 +15,6 @@ operators      where the time of a reading goes
 to_markdown    the page, from the JSON alone
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ratios import ROUNDS, against, interleaved, publish, ratio, sha256_of, shown, threads, timed
+from ratios import ROUNDS, against, asked_of, interleaved, publish, ratio, sha256_of, shown, threads, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -263,14 +262,9 @@ def _profile(found: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the shares."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
+    parser = asked_of(__doc__)
     parser.add_argument("--rows", type=int, default=ROWS, help="texts of each set (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     sys.stdout.write(shares(json.loads(written[0].read_text(encoding="utf-8"))) + "\n")
     sys.stdout.write("".join(f"{path}\n" for path in written))

@@ -8,12 +8,14 @@ threads        a number of threads, for a while
 sha256_of      what identifies texts
 timed, Times   one run by both clocks
 publish        the JSON and the page that is made of it alone
+asked_of       the options that every such script has
 
 A ratio is that of two times of one round, taken one after the other: what else the machine does then slows both. The
 interval is the narrowest pair of order statistics that holds the median of such ratios with at least 95% (with seven
 pairs the smallest and the largest: 98.4%), whatever their distribution; it says nothing of other machines.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -138,3 +140,22 @@ def publish(
     path = Path(out) / f"{name}.json"
     write_json(path, content)
     return write_page(path, to_markdown(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def asked_of(about: str | None, rounds: int = ROUNDS) -> argparse.ArgumentParser:
+    """A command line with the options that every script has: `data`, `out`, `rounds`, `thread_count`, `note`.
+
+    Parameters
+    ----------
+    about : str or None
+        The script's docstring; its first line is shown.
+    rounds : int
+        Unless others are asked for.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds (%(default)s)")
+    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
+    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
+    return parser

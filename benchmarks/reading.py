@@ -18,7 +18,6 @@ accuracy     what bfloat16 costs in accuracy on AG News
 to_markdown  the page, from the JSON alone
 """
 
-import argparse
 import importlib.metadata
 import json
 import statistics
@@ -34,6 +33,7 @@ from ratios import (
     ROUNDS,
     Times,
     against,
+    asked_of,
     interleaved,
     lowest_cosine,
     publish,
@@ -383,15 +383,10 @@ def accuracy_sentence(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the ratios."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
+    parser = asked_of(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for a trial (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
     parser.add_argument("--int8", action="store_true", help="make an environment for ONNX Runtime, and time it")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     content = json.loads(written[0].read_text(encoding="utf-8"))
     sys.stdout.write(f"{ratios_table(content, 'seconds')}\n\n{taps(content)}\n\n")

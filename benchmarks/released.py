@@ -18,7 +18,6 @@ to_markdown  the page, from the JSON alone
 Source: LLMEmbed (ACL 2024, arXiv 2406.03725) and its released code.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ from ratios import (
     ROUNDS,
     Times,
     against,
+    asked_of,
     interleaved,
     lowest_cosine,
     publish,
@@ -342,14 +342,9 @@ def _gpu_part(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the ratios."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser = asked_of(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a decoder")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for a trial (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     content = json.loads(written[0].read_text(encoding="utf-8"))
     sys.stdout.write(f"{ratios_table(content)}\n\n{_gpu_part(content['gpu'])}\n")

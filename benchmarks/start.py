@@ -13,7 +13,6 @@ run          measure, and write start.{json,md}
 to_markdown  the page, from the JSON alone
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ratios import ROUNDS, Times, interleaved, publish, ratio, sha256_of, shown, timed
+from ratios import ROUNDS, Times, asked_of, interleaved, publish, ratio, sha256_of, shown, timed
 
 from sonde.bench import machine
 from sonde.bench.cells import table
@@ -192,14 +191,9 @@ def _median(times: Sequence[Times], clock: str = "seconds") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
+    parser = asked_of(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for a trial (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     sys.stdout.write(start_table(json.loads(written[0].read_text(encoding="utf-8"))) + "\n")
     sys.stdout.write("".join(f"{path}\n" for path in written))

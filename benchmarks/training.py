@@ -22,7 +22,6 @@ to_markdown  the page, from the JSON alone
 Source: LLMEmbed (ACL 2024, arXiv 2406.03725), sections 3 and 4, and its released code.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from heads import compared, heads_table, solvers_sentence
-from ratios import ROUNDS, against, interleaved, publish, ratio, sha256_of, shown, threads, timed
+from ratios import ROUNDS, against, asked_of, interleaved, publish, ratio, sha256_of, shown, threads, timed
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -338,20 +337,15 @@ def accuracy_sentence(content: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the ratios."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser = asked_of(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a decoder")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the page goes (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for a trial (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, dest="thread_count", help="threads (default: the machine's cores)")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the estimate (%(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the estimate (%(default)s)")
     parser.add_argument("--timed-rows", type=int, default=TIMED_ROWS, help="rows that are timed (%(default)s)")
     parser.add_argument("--timed-epochs", type=int, default=TIMED_EPOCHS, help="epochs that are timed (%(default)s)")
     parser.add_argument("--backbone", default=BUNDLE, help="sentence encoder, folder or id (%(default)s)")
     parser.add_argument("--cache", type=Path, help="a store for the features (default: none)")
-    parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran on the machine")
     written = run(**vars(parser.parse_args(arguments)))
     content = json.loads(written[0].read_text(encoding="utf-8"))
     sys.stdout.write(f"{loops_table(content)}\n\n{accuracy_sentence(content)}\n\n{heads_table(content['heads'])}\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import make, worded
+from samples import agree_in_bfloat16, make, worded
 from serving import ask, classify, hold, running, until
 
 import sonde
@@ -94,7 +94,7 @@ def test_answers_of_a_real_model_equal_the_library(
         if dtype == "float32":
             np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-9)
         else:
-            assert np.quantile(np.abs(found - own), 0.99) <= 5e-3 and np.abs(found - own).max() <= 2e-2
+            agree_in_bfloat16(found, own)
 
 
 # --------------------------------------------------------------------- classify

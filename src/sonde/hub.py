@@ -132,7 +132,8 @@ def _in_cache(name: str, revision: str | None, why: str) -> Path:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{name} is neither a folder nor in the local cache of the hub, and the hub was not reached: {why}."
+            f"{name} is neither a folder nor in the local cache of the hub, and the hub was not reached: {why}. Give a "
+            "folder that `sonde fit --out` wrote, or come back when the hub can be reached."
         ) from error
     logger.warning("the hub was not reached (%s); %s is the one in the cache", why, name)
     return folder
