@@ -1,0 +1,71 @@
+"""The command line: one command = one call into a room.
+
+    fit evaluate report predict explain compare serve extract inspect recipes bench
+
+Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
+warnings counted; 2: the user's input is wrong; 1: anything else.
+
+app    the commands, in the order of their help
+main   runs one
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sonde import __version__
+from sonde.cli.models import evaluate, explain, fit, inspect, predict, report
+from sonde.cli.research import bench, compare, recipes
+from sonde.cli.session import complain
+from sonde.cli.work import extract, serve
+from sonde.errors import InputError, SondeError
+
+app = typer.Typer(
+    help="sonde: text classification from the inside of frozen language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (fit, evaluate, report, predict, explain, compare, serve, extract, inspect, recipes, bench):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every mistake of the user's becomes a sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        complain(str(error))
+        sys.exit(2)
+    except SondeError as error:
+        complain(str(error))
+        sys.exit(1)
+    except typer.Abort:
+        complain("interrupted.")
+        sys.exit(1)
+    except _USAGE_ERROR as error:
+        if error.format_message():  # else the help was asked for, and shown
+            complain(_usage(error))
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises for an unknown command or option; some versions bring their own copy of it, under another path."""
+
+
+def _usage(error: Any) -> str:
+    """What was wrong on the command line, what is allowed, and where that is described."""
+    context = getattr(error, "ctx", None)
+    commands = ", ".join(getattr(getattr(context, "command", None), "commands", {}))
+    allowed = f"\nThe commands are: {commands}." if commands else ""
+    path = context.command_path if context else "sonde"
+    return f"{error.format_message()}{allowed}\nTry: {path} --help"

@@ -1,0 +1,5 @@
+"""`python -m sonde.cli`."""
+
+from sonde.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""What commands read from files and options.
+
+labelled           texts and labels of a table
+cells              the texts of a table, streamed
+predicted_columns  the columns that predict adds to a table
+read_names         names of labels, from JSON
+bound              --max-tokens, for one or several backbones
+opened_cache       --cache and --no-cache
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sonde.errors import ArgumentError, DataError
+
+
+def labelled(
+    path: Path, text: str, label: str, separator: str | None, names: dict[str, str]
+) -> tuple[list[str], list[Any]]:
+    """The texts and the labels of a file, the labels under their names."""
+    from sonde.tables import label_column, read_table, text_column
+
+    table = read_table(path, [text, label])
+    labels: list[Any] = label_column(table, label, separator)
+    return text_column(table, text), [_rename(value, names) for value in labels] if names else labels
+
+
+def _rename(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_rename(one, names) for one in value]
+    if value is None:
+        return None
+    if str(value) not in names:
+        raise DataError(f"The label {value!r} has no name in --label-names; it names {', '.join(list(names)[:12])}.")
+    return names[str(value)]
+
+
+def cells(source: Path, text: str) -> Iterator[str]:
+    """The texts of a file, streamed."""
+    from sonde.tables import iter_tables, text_column
+
+    for table in iter_tables(source, columns=[text]):
+        yield from text_column(table, text)
+
+
+def predicted_columns(classifier: Any, texts: list[str], taken: list[str], least: float | None) -> dict[str, list[Any]]:
+    """The columns that predict adds, under names that the input does not use; `least` = where answers begin."""
+    probabilities = classifier.predict_proba(texts)
+    decided = classifier.decide(probabilities)
+    if classifier.multilabel_:
+        labels = [classifier.classes_[row].tolist() for row in decided]
+        shown = probabilities.astype(float).round(6).tolist()
+    else:
+        labels = classifier.name_labels(decided).tolist()
+        sure = probabilities.max(axis=1)
+        shown = sure.astype(float).round(6).tolist()
+        if least is not None:
+            from sonde.learn.abstention import withhold
+
+            labels = withhold(classifier.name_labels(decided), sure, least).tolist()
+    columns: dict[str, list[Any]] = {"label": labels, "probability": shown}
+    return {_free(name, taken): values for name, values in columns.items()}
+
+
+def _free(name: str, taken: list[str]) -> str:
+    """`name`, or `predicted_name` where the input has such a column already."""
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
+
+
+def read_names(path: Path | None) -> dict[str, str]:
+    """A JSON list of names, an object label -> name, or an object with such a list under `label_names`."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--label-names {path} cannot be read: {error}.") from error
+    content = content.get("label_names", content) if isinstance(content, dict) else content
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    names = {str(label): str(name) for label, name in pairs}
+    if not names or len(set(names.values())) < len(names):
+        raise DataError(f"--label-names {path} must hold distinct names: a JSON list, or an object from label to name.")
+    return names
+
+
+def bound(max_tokens: list[int] | None) -> int | tuple[int, ...] | None:
+    """One number for all backbones, or one for each."""
+    return None if not max_tokens else max_tokens[0] if len(max_tokens) == 1 else tuple(max_tokens)
+
+
+def opened_cache(cache: Path | None, no_cache: bool) -> Any:
+    """Where activations are kept: nowhere, a folder, or the shared cache."""
+    if cache and no_cache:
+        raise ArgumentError("--cache and --no-cache contradict each other; give one.")
+    return None if no_cache else cache or "auto"

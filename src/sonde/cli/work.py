@@ -1,0 +1,108 @@
+"""Commands that run for long: extract fills a store, serve answers over HTTP."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sonde.cli.files import bound, cells
+from sonde.cli.options import (
+    SERVED_HELP,
+    TOKEN_HELP,
+    Backbones,
+    Device,
+    Dtype,
+    Json,
+    Long,
+    LongText,
+    MaxTokens,
+    Moved,
+    Text,
+)
+from sonde.cli.session import note, session
+from sonde.errors import SondeWarning
+from sonde.plan import BUNDLE
+
+
+def extract(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl (.gz) or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
+    text: Text = "text",
+    backbone: Backbones = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="hidden.*, ffn.3, hidden.-5:, sentence; repeatable.")
+    ] = None,
+    pooling: Annotated[list[str] | None, typer.Option("--pooling", help="mean max first last mean_content")] = None,
+    max_tokens: MaxTokens = None,
+    long_text: Long = LongText.cut,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Read activations into a store; run again, it continues where it was stopped."""
+    with session("extraction", as_json) as result:
+        from sonde.read.extract import extract as stream
+        from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
+        from sonde.tables import iter_tables
+
+        rows = sum(table.rows for table in iter_tables(source, columns=[text]))
+        sources = open_sources(
+            dict(enumerate(backbone or [BUNDLE])),
+            max_tokens=bound(max_tokens),
+            long_text=long_text.value,
+            dtype=dtype,
+            device=device,
+        )
+        sites, poolings = site or ["hidden.*"], pooling or ["mean"]
+        found = [
+            b for i, s in sources.items() for one in sites for how in poolings for b in expand_blocks(i, s, one, how)
+        ]
+        blocks = list(dict.fromkeys(found))
+        store = open_store(out)
+        needed = prepare(rows, sources, blocks, store, texts=cells(source, text))
+        note(f"{rows:,} rows x {len(blocks)} blocks: at most {needed / 1e6:,.1f} MB in {out}")
+        truncated = lost = 0
+        for window in stream(cells(source, text), sources, blocks, store, total=rows):
+            truncated += int((window.lost > 0).any(axis=0).sum())
+            lost += int(window.lost.sum())
+        result |= {
+            "store": str(out),
+            "rows": rows,
+            "blocks": [block.name for block in blocks],
+            "truncated_rows": truncated,
+            "lost_tokens": lost,
+            "bytes_estimated": needed,
+        }
+
+
+def serve(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=SERVED_HELP)],
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes any that is free.")] = 8000,
+    token: Annotated[str | None, typer.Option("--token", envvar="SONDE_TOKEN", help=TOKEN_HELP)] = None,
+    max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", help="Of one request.")] = 4 * 2**20,
+    max_texts: Annotated[int, typer.Option("--max-texts", help="In one request.")] = 1024,
+    queue_texts: Annotated[int, typer.Option("--queue-texts", help="That may wait; past it, 503.")] = 4096,
+    queue_characters: Annotated[int, typer.Option("--queue-characters", help="Of all that wait.")] = 16 * 2**20,
+    body_seconds: Annotated[float, typer.Option("--body-seconds", help="A slower body gets 408.")] = 10,
+    answer_seconds: Annotated[float, typer.Option("--answer-seconds", help="A later answer gets 504.")] = 30,
+    stop_seconds: Annotated[float, typer.Option("--stop-seconds", help="A stop waits so long for answers.")] = 30,
+    backbone: Moved = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Answer over HTTP, with a page at /, until SIGTERM or Ctrl+C; SIGHUP reloads the models."""
+    bounds = (max_body_bytes, max_texts, queue_texts, queue_characters, body_seconds, answer_seconds, stop_seconds)
+    with session("listening", as_json) as result:
+        from sonde.serve import Settings, named_folders, open_service
+
+        settings = Settings(host, port, token or None, *bounds)
+        service = open_service(named_folders(models), settings, backbones=backbone, dtype=dtype, device=device)
+        result |= {"url": service.url, "models": service.models.names}
+    from sonde.serve.logs import to_stderr
+
+    to_stderr()
+    warnings.simplefilter("ignore", SondeWarning)  # the log is all JSON from here on
+    service.run()
