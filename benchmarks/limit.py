@@ -35,6 +35,7 @@ from sonde.plan import BUNDLE
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
 from sonde.read.sources import expand_blocks, open_sources
+from sonde.read.view import tokenise
 
 SETS = ("ag_news", "sst2")
 ROWS = 1000
@@ -112,7 +113,7 @@ def measure(texts: list[str], source: Source, kind: str, rounds: int) -> dict[st
 
     model = source.backbone._forward.model
     products = Products(shapes_of(reading, model), source.backbone.dtype)
-    attention = attention_flop(reading, model)
+    attention = attention_flop(texts, source)
     whole = products.flop + attention
     times = interleaved({"products": lambda: timed(products.run), "reading": lambda: timed(reading)}, rounds)
     middle = statistics.median(one["seconds"] for one in times["reading"])
@@ -152,20 +153,11 @@ def shapes_of(work: Callable[[], object], model: nn.Module) -> Counter[Shape]:
     return found
 
 
-def attention_flop(work: Callable[[], object], model: Any) -> int:
-    """FLOP of the two products of attention in every block, pads included."""
-    config, found = model.config, Counter[tuple[int, int]]()
-
-    def note(_: nn.Module, args: tuple[torch.Tensor, ...], __: object) -> None:
-        found[args[0].shape[0], args[0].shape[1]] += 1
-
-    handle = model.get_input_embeddings().register_forward_hook(note)
-    try:
-        work()
-    finally:
-        handle.remove()
-    tokens = sum(rows * length**2 * times for (rows, length), times in found.items())
-    return int(4 * tokens * config.hidden_size * config.num_hidden_layers)
+def attention_flop(texts: Sequence[str], source: Source) -> int:
+    """FLOP of the two products of attention in every block, among the tokens of each text alone."""
+    config = source.backbone._forward.model.config
+    pieces = tokenise(list(dict.fromkeys(texts)), source.backbone.tokenizer, source.view)
+    return int(4 * sum(len(ids) ** 2 for ids in pieces.ids) * config.hidden_size * config.num_hidden_layers)
 
 
 class Products:

@@ -17,7 +17,7 @@ from torch import nn
 
 from scripts import benchmark as script
 from sonde.bench import machine
-from sonde.read.backbone import load_backbone
+from sonde.read.sources import open_sources
 
 SETS = ("ag_news", "sst2", "imdb")
 
@@ -103,11 +103,16 @@ def test_products_are_those_of_the_linear_maps() -> None:
     assert products.best_rate(1) > 0
 
 
+PLAIN: dict[str, Any] = {"max_tokens": None, "long_text": "cut", "dtype": "float32", "device": "cpu"}
+
+
 def test_attention_is_counted_as_two_products_a_block() -> None:
-    benchmark, backbone = script("limit"), load_backbone(str(tiny.build("bert")), dtype="float32", device="cpu")
-    model = backbone._forward.model
-    one = benchmark.attention_flop(lambda: model(torch.tensor([[2, 7, 3], [2, 9, 3]])), model)
-    assert one == tiny.LAYERS * 2 * (2 * 2 * 3 * 3 * model.config.hidden_size)
+    benchmark, source = script("limit"), open_sources({0: str(tiny.build("bert"))}, **PLAIN)[0]
+    lengths = [len(source.backbone.tokenizer(text)["input_ids"]) for text in tiny.SENTENCES[:2]]
+    found = benchmark.attention_flop([*tiny.SENTENCES[:2], tiny.SENTENCES[0]], source)  # equal texts are read once
+    width = source.backbone._forward.model.config.hidden_size
+    assert lengths[0] != lengths[1]
+    assert found == tiny.LAYERS * sum(2 * (2 * length * length * width) for length in lengths)
 
 
 def a_reading(**changes: Any) -> dict[str, Any]:

@@ -19,16 +19,18 @@ the length is a multiple of 16, at 80: 2.6 / 2.4, at 128: 2.8 / 3.0, at 256: 6.2
 `torch.backends.mkldnn.enabled = False` before a backbone is loaded switches this off; float32 never uses it.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
 from sonde.read.linear import is_allowed, is_bfloat16_on_cpu
+from sonde.read.packing import Span, Tile, current, tiles
 
 NAME = "sonde_short"
 FUSED = "sdpa"
@@ -39,6 +41,9 @@ LONGEST = 208
 
 LEAST_SUM = 1e-30
 """Of the exponentials of a token's scores: far above what bfloat16 rounds to 0, so that none that counts is lost."""
+
+_BOUNDS = ("sliding_window", "softcap", "s_aux")
+"""What limits or changes attention beyond which tokens see which; with these, texts are not packed."""
 
 _SAME = 2e-2  # relative; kernels alone differ by up to 5e-3 after six layers
 _PADS = 3
@@ -84,6 +89,8 @@ def _outputs(model: Any, probe: Tensor) -> list[Tensor]:
 
 def _mask(**asked: Any) -> Tensor | None:
     """Which tokens may be attended to, (row, 1, 1, token), where that is the same for all; else as for torch's."""
+    if current() is not None:
+        return None
     real = asked.get("attention_mask")
     if asked.get("mask_function") is not bidirectional_mask_function or real is None or real.ndim != 2:
         by_token: Tensor | None = sdpa_mask(**asked)
@@ -109,9 +116,15 @@ def _attend(
     """As transformers calls it: (row, head, token, dim) three times -> (row, token, head, dim)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and attention_mask is None
     plain = not dropout and scaling is not None and asked.get("position_bias") is None and asked.get("cache") is None
+    spans = current()
+    if spans is not None:
+        if not plain or attention_mask is not None or any(asked.get(name) is not None for name in _BOUNDS):
+            raise ValueError("this attention is more than one among the tokens of each text")
+        return _apart(query, key, value, spans, float(scaling or 1), causal), None
     if plain and _fits(query, key, value, attention_mask):
-        assert scaling is not None
-        return _short(query, key, value, attention_mask, scaling, causal), None
+        rows, heads, tokens, dim = query.shape
+        out = query.new_empty(rows, tokens, heads, dim)
+        return _short(query, key, value, attention_mask, float(scaling or 1), causal, out), None
     found, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **asked
     )
@@ -129,7 +142,39 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     )
 
 
-def _short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> Tensor:
+def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float, causal: bool) -> Tensor:
+    """Attention among the tokens of each text: (1, head, token, dim) three times -> (1, token, head, dim)."""
+    _, heads, tokens, dim = query.shape
+    key, value = (one if one.shape[1] == heads else repeat_kv(one, heads // one.shape[1]) for one in (key, value))
+    found = query.new_empty(1, tokens, heads, dim)
+    found[0, spans[-1].stop :] = 0  # pads
+    by_token = [one[0].transpose(0, 1) for one in (query, key, value)]  # token head dim
+    for span in spans:
+        out = span.of(found[0])  # row token head dim
+        if span.length > LONGEST:
+            q, k, v = (span.of(one).transpose(1, 2) for one in by_token)  # row head token dim
+            out.copy_(scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling).transpose(1, 2))
+            continue
+        for tile in tiles(span, tokens):
+            q, k, v = (tile.of(one).transpose(1, 2) for one in by_token)
+            _short(q, k, v, None, scaling, causal, out[tile.first : tile.first + tile.kept], tile)
+    return found
+
+
+def _short(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    causal: bool,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
+    """(row, head, token, dim) three times -> (row, token, head, dim), written into `out`.
+
+    Of a tile, `out` holds the rows and tokens that count.
+    """
     rows, heads, tokens, dim = query.shape
     flat = (rows * heads, tokens, dim)
     scores = torch.baddbmm(
@@ -137,10 +182,13 @@ def _short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     ).exp_()  # row*head token token
     if causal:
         scores.mul_(torch.ones(tokens, tokens, dtype=scores.dtype).tril_())
-    summed = torch.bmm(scores, _with_ones(value, mask))  # row*head token dim+1
+    real = tokens if tile is None else tile.length
+    summed = torch.bmm(scores, _with_ones(value, mask, real))  # row*head token dim+1
     summed = summed.view(rows, heads, tokens, dim + 1).transpose(1, 2)  # row token head dim+1
+    if tile is not None:
+        query, key, value, summed = tile.count(query, key, value, summed)
     total = summed[..., dim:]
-    found = torch.div(summed[..., :dim], total, out=query.new_empty(rows, tokens, heads, dim))
+    found = torch.div(summed[..., :dim], total, out=out)
     lowest, highest = total.aminmax()
     if not (float(lowest) >= LEAST_SUM and float(highest) < torch.inf):
         bad = ~((total >= LEAST_SUM) & total.isfinite()).flatten(1).all(dim=1)  # row
@@ -150,15 +198,16 @@ def _short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     return found
 
 
-def _with_ones(value: Tensor, mask: Tensor | None) -> Tensor:
-    """The values with a column of ones beside them; zeros at pads. (row*head, token, dim+1)."""
+def _with_ones(value: Tensor, mask: Tensor | None, real: int) -> Tensor:
+    """(row*head, token, dim+1): the values, a column of ones beside them; zeros at pads and from token `real` on."""
     rows, heads, tokens, dim = value.shape
     wide = value.new_empty(rows, heads, tokens, dim + 1)
     if mask is None:
-        wide[..., :dim] = value
-        wide[..., dim] = 1
+        wide[..., :real, :dim] = value[..., :real, :]
+        wide[..., :real, dim] = 1
+        wide[..., real:, :] = 0
     else:
-        real = mask.view(rows, 1, tokens, 1).to(value.dtype)
-        torch.mul(value, real, out=wide[..., :dim])
-        wide[..., dim:] = real
+        is_real = mask.view(rows, 1, tokens, 1).to(value.dtype)
+        torch.mul(value, is_real, out=wide[..., :dim])
+        wide[..., dim:] = is_real
     return wide.view(rows * heads, tokens, dim + 1)

@@ -1,14 +1,14 @@
 """Backbones: frozen transformers models with their tokenizers, read at sites.
 
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
-Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_in_stages`
-                and `read_tokens`
+Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_packed`,
+                `read_in_stages` and `read_tokens`
 max_positions   the most tokens that a model takes
 quiet           transformers without its progress bars and reports
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
 from sonde.read.linear import quicken
 from sonde.read.location import find_checkpoint
+from sonde.read.packing import Packed
 from sonde.read.pooling import EVERY, POOLINGS
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
 from sonde.read.tracing import refuse_experts
@@ -110,9 +111,9 @@ class Backbone:
         model.to(device)
         probe = _probe(self.tokenizer, device)
         quicken(model)
-        quicken_attention(model, probe)
+        keeps_apart = quicken_attention(model, probe)
         self._lock = threading.RLock()
-        self._forward = Forward(model, probe, name)
+        self._forward = Forward(model, probe, name, keeps_apart)
         self._descent = Descent(self._forward)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
@@ -202,14 +203,34 @@ class Backbone:
         BackboneError
             If the backbone has no such site, or the pooling is unknown or senseless there.
         """
+        ids, mask, real = self._on_device(input_ids, attention_mask, content)
+        return self._read(wanted, lambda sources: self._forward.run(ids, mask, real, sources))
+
+    def packs(self, wanted: Sequence[Wanted]) -> bool:
+        """Whether `read_packed` reads these: on a CPU in bfloat16, not poolers, and not every model."""
+        return self._forward.packs and all(self._source(want)[0].kind != "pooler" for want in wanted)
+
+    def read_packed(self, packed: Packed, wanted: Sequence[Wanted]) -> dict[Wanted, Float[Tensor, "row dim"]]:
+        """As `read`, of texts that stand side by side in one row; one row of values a text.
+
+        Raises
+        ------
+        BackboneError
+            As `read` does.
+        """
+        assert self.packs(wanted)
+        return self._read(wanted, lambda sources: self._forward.run_packed(packed, sources))
+
+    def _read(
+        self, wanted: Sequence[Wanted], run: Callable[[set[Wanted]], Mapping[Wanted, Tensor]]
+    ) -> dict[Wanted, Tensor]:
         for site, pooling in wanted:
             self.check(site, pooling)
         if not wanted:
             return {}
         sources = {want: self._source(want) for want in wanted}
-        ids, mask, real = self._on_device(input_ids, attention_mask, content)
         with self._lock, torch.inference_mode():
-            taken = self._forward.run(ids, mask, real, set(sources.values()))
+            taken = run(set(sources.values()))
             return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
 
     def read_in_stages(

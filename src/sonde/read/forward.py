@@ -1,6 +1,6 @@
 """Forward passes: run a model once, only as deep as the deepest site, and pool on the way.
 
-Forward      a traced model: its stacks, whether it is causal, and `run`
+Forward      a traced model: its stacks, whether it is causal, `run` and `run_packed`
 last_hidden  the final hidden state in a model's output
 LEAK         how much other kernels may change, by floating type
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.errors import BackboneError
+from sonde.read.packing import Packed, apart, beside
 from sonde.read.sites import DECODER, MAIN, Site
 from sonde.read.taps import Place, Taps, Tokens
 from sonde.read.tracing import Stack, Trace, find_stack
@@ -36,6 +37,8 @@ class Forward:
         Token ids of a short text, at least three of them.
     name : str
         The backbone, for sentences.
+    keeps_apart : bool
+        Whether the model's attention is that of `sonde.read.attention`, which can keep to the spans of a packed row.
 
     Attributes
     ----------
@@ -46,11 +49,13 @@ class Forward:
     bears_pads : bool
         Whether pads leave the other tokens as they are; where not (convolutions over tokens), `run` batches rows of
         one length at a time.
+    packs : bool
+        Whether texts may stand side by side in one row (`run_packed`).
     pooler_width : int or None
         Width of the pooler output; None if the model has none.
     """
 
-    def __init__(self, model: Any, probe: Tensor, name: str) -> None:
+    def __init__(self, model: Any, probe: Tensor, name: str, keeps_apart: bool = False) -> None:
         self.model = model
         self.has_decoder = bool(model.config.is_encoder_decoder)
         self.device = probe.device
@@ -62,6 +67,8 @@ class Forward:
             last = self._trace(probe, name)
             self.causal = self._is_causal(probe)
             self.bears_pads = self._pads_change(probe, last) < LEAK.get(last.dtype, 1e-2)
+            self._first_position = self._find_first_position(last) if keeps_apart and not self.has_decoder else None
+        self.packs = self._first_position is not None
 
     def run(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
@@ -78,22 +85,36 @@ class Forward:
                 taken.setdefault(source, vectors.new_empty(len(ids), vectors.shape[1]))[rows] = vectors
         return taken
 
+    def run_packed(self, packed: Packed, sources: set[Source]) -> dict[Source, Tensor]:
+        """Read texts that stand side by side, where `packs`; as `run`, one row a text."""
+        assert self.packs and not any(site.kind == "pooler" for site, _ in sources), (
+            "a pooler sees the first token only"
+        )
+        tokens = {MAIN: Tokens(1, packed.ids.shape[1], None, packed.content, packed.spans)}
+        with apart(packed.spans):
+            return self._read(packed.ids, None, sources, tokens, **self.placed(packed))
+
     def _pass(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
+    ) -> dict[Source, Tensor]:
+        tokens = {
+            MAIN: Tokens(ids.shape[0], ids.shape[1], mask, content),
+            DECODER: Tokens(ids.shape[0], ids.shape[1], mask, None if content is None else _shifted(content, 0)),
+        }
+        return self._read(ids, mask, sources, tokens)
+
+    def _read(
+        self, ids: Tensor, mask: Tensor | None, sources: set[Source], tokens: Mapping[str, Tokens], **settings: Any
     ) -> dict[Source, Tensor]:
         """One forward pass of the shortest model that reaches every source."""
         poolings: dict[Site, list[str]] = {}
         for site, how in sources:
             poolings.setdefault(site, []).extend([how] if how else [])
-        tokens = {
-            MAIN: Tokens(ids.shape[0], ids.shape[1], mask, content),
-            DECODER: Tokens(ids.shape[0], ids.shape[1], mask, None if content is None else _shifted(content, 0)),
-        }
         stack = DECODER if any(site.stack == DECODER for site in poolings) else MAIN
         model, entry = self._shortest(stack, poolings)
         inner = {site: self.place(site, stack, entry) for site in poolings if self._is_inside(site)}
         with Taps(inner, poolings, tokens) as taps:
-            output = self.call(model, ids, mask, stack)
+            output = self.call(model, ids, mask, stack, **settings)
         for site in poolings.keys() - inner.keys():
             if site.kind == "hidden":
                 taps.keep(site, last_hidden(output, whole=stack == DECODER, of=site.stack))
@@ -204,6 +225,38 @@ class Forward:
         found = last_hidden(output, whole=self.has_decoder, of=stack)[:, : probe.shape[1]]
         return float((found.float() - last.float()).norm() / last.float().norm().clamp(min=1e-12))
 
+    def placed(self, packed: Packed) -> dict[str, Tensor]:
+        """What a model is told of a packed row beside its ids."""
+        assert self._first_position is not None
+        told = {"position_ids": packed.positions + self._first_position}
+        if "token_type_ids" in signature(self.model.forward).parameters:
+            told["token_type_ids"] = torch.zeros_like(packed.ids)
+        return told
+
+    def _find_first_position(self, last: Tensor) -> int | None:
+        """The number of a text's first position if two texts side by side get what they get alone, else None.
+
+        RoBERTa and its kin count from one above the index of the pad token.
+        """
+        model = without_pooler(self.model)
+        if "position_ids" not in signature(model.forward).parameters:
+            return None
+        other = self.probe.flip(1)[:, : self.probe.shape[1] - 1]
+        alone = [last, last_hidden(self.call(model, other, None, MAIN), whole=False, of=MAIN)]
+        packed = beside([self.probe[0].tolist(), other[0].tolist()])
+        pad = getattr(self.model.config, "pad_token_id", None)
+        for first in dict.fromkeys([0, *([] if pad is None else [pad + 1])]):
+            self._first_position = first
+            try:
+                with apart(packed.spans):
+                    output = self.call(model, packed.ids, None, MAIN, **self.placed(packed))
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                continue
+            hidden = last_hidden(output, whole=False, of=MAIN)
+            if all(_near(span.of(hidden[0]), each) for span, each in zip(packed.spans, alone, strict=True)):
+                return int(first)
+        return None
+
     def _is_causal(self, probe: Tensor) -> bool:
         """Whether a change of the last token leaves the main stack's earlier positions as they are."""
         changed = probe.clone()
@@ -220,6 +273,12 @@ def last_hidden(output: Any, whole: bool, of: str) -> Tensor:
     hidden = output.encoder_last_hidden_state if whole and of == MAIN else output.last_hidden_state
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    """Whether every token's vector is the same, but for what other kernels change."""
+    gap = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
+    return bool(gap.max() < LEAK.get(expected.dtype, 1e-2))
 
 
 def _shifted(tokens: Tensor, first: int) -> Tensor:

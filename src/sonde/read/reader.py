@@ -3,13 +3,14 @@
 Reader    texts -> the values of every block, and the number of tokens of each text
 Kind      values as the store knows them: a site, a pooling, some columns
 TOKENS    the kind that holds these numbers
+read_pieces   a model's activations, batch by batch, packed where that can be
 check_finite, unit   values without NaN, rows of length one
 """
 
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 
 from sonde.errors import ReadingError
+from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
+from sonde.read.packing import BUDGET, lay, pack
 from sonde.read.sites import MAIN, Site
 from sonde.read.store import Column, Store, block_bytes
 from sonde.read.view import Pieces, filler_id, tokenise
@@ -115,7 +118,7 @@ class Reader:
         self.source, self.store = source, store
         self.blocks = {block: Kind.of(block, source) for block in blocks if block.backbone == index}
         self.wanted = [*dict.fromkeys(self.blocks.values()), TOKENS]
-        self.token_budget = token_budget or TOKEN_BUDGET.get(source.backbone.device.type, TOKEN_BUDGET["cpu"])
+        self.token_budget = token_budget
         self._own = {kind: store.column(kind.about(source)) for kind in self.wanted} if store else {}
         narrow = [kind for kind in self.wanted if kind.columns is not None] if store else []
         self._whole = {kind: store.column(replace(kind, columns=None).about(source)) for kind in narrow if store}
@@ -220,13 +223,25 @@ class Reader:
         dtype = backbone.dtype if len(pieces.ids) == len(pieces.tokens) else torch.float32
         sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
         values = {kind: torch.empty(size, dtype=dtype) for kind, size in sizes.items()}  # piece dim
-        filler = filler_id(backbone.tokenizer)
-        for batch in plan([len(ids) for ids in pieces.ids], self.token_budget):
-            inputs = collate(pieces, batch, filler, backbone.causal)
-            pooled = backbone.read(inputs.ids, inputs.mask, inputs.content, list(dict.fromkeys(taps.values())))
+        for batch, pooled in read_pieces(pieces, backbone, list(dict.fromkeys(taps.values())), self.token_budget):
             for kind, tap in taps.items():
                 values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap]).to(dtype)
         return values
+
+
+def read_pieces(
+    pieces: Pieces, backbone: Backbone, wanted: Sequence[Wanted], token_budget: int | None = None
+) -> Iterator[tuple[np.ndarray, dict[Wanted, Tensor]]]:
+    """Read in batches: each time which pieces, and their activations (row, dim), float32 on the CPU."""
+    lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
+    if backbone.packs(wanted):
+        for batch in pack(lengths, token_budget or BUDGET):
+            yield batch, backbone.read_packed(lay(pieces, batch, filler, backbone.causal), wanted)
+        return
+    budget = token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"])
+    for batch in plan(lengths, budget):
+        inputs = collate(pieces, batch, filler, backbone.causal)
+        yield batch, backbone.read(inputs.ids, inputs.mask, inputs.content, wanted)
 
 
 def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:

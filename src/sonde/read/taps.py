@@ -15,7 +15,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sonde.read.pooling import pool_all
+from sonde.read.packing import Span
+from sonde.read.pooling import pool_all, pool_packed
 from sonde.read.sites import Site
 
 
@@ -43,6 +44,14 @@ class Tokens:
     """bool (row, token), True where a token is real; None: every token is."""
     content: Tensor | None
     """bool (row, token), True on content tokens; only `mean_content` needs it."""
+    spans: tuple[Span, ...] = ()
+    """Where the texts stand, if all are packed into one row."""
+
+    def pool(self, hidden: Tensor, hows: Sequence[str]) -> dict[str, Tensor]:
+        """(row, token, dim) -> for each pooling (row, dim), float32; one row a text."""
+        if not self.spans:
+            return pool_all(hidden, self.mask, hows, self.content)
+        return pool_packed(hidden[0], self.spans, hows, None if self.content is None else self.content[0])
 
     def take(self, rows: Tensor) -> "Tokens":
         """The tokens of some rows, by their indices."""
@@ -96,7 +105,7 @@ class Taps:
         if hidden.ndim == 2:  # some blocks flatten their tokens: (row*token, dim) -> (row, token, dim)
             hidden = hidden.view(tokens.rows, -1, hidden.shape[-1])
         hidden = hidden[:, : tokens.length]  # (row, token, dim): some models pad inside, on the right
-        for how, vectors in pool_all(hidden, tokens.mask, self._poolings[site], tokens.content).items():
+        for how, vectors in tokens.pool(hidden, self._poolings[site]).items():
             self.taken[site, how] = vectors
 
     def narrow(self, rows: Tensor) -> None:

@@ -1,0 +1,217 @@
+"""Texts side by side in one row, without pads between them.
+
+Span      texts of one length that stand side by side
+Packed    input of one forward pass
+pack      lengths -> batches of pieces under a token budget
+lay, beside   pieces of one batch, or any texts -> Packed
+Tile, tiles   a span in pieces of few shapes, for attention
+apart     while it lasts, attention keeps to the spans; `current` is what it asks
+BUDGET    tokens in one packed batch
+
+Whatever the texts' lengths, nearly every batch has one and the same shape. On a CPU that is worth more than the pads:
+oneDNN compiles a matrix product anew for every number of tokens it has not met (all-MiniLM-L6-v2: 6 to 8 ms for the
+widest, where running it takes 2 to 4) and keeps a thousand of them, and memory of one size is used again and again.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.read.view import Pieces
+
+BUDGET = 2048
+"""On a CPU: what a layer of a small encoder makes of 2,048 tokens stays in the caches; 4,096 are read 5 to 10% slower,
+1,024 too."""
+
+ROOM = 1 / 64
+"""Of the budget: room that is left empty rather than filled with a text that nothing else of its length stands by."""
+
+STEP, FEW, FEW_STEP = 128, 256, 16
+"""A batch is filled up with pads to a multiple of `STEP` tokens, one of at most `FEW` tokens to a multiple of
+`FEW_STEP`: so few lengths that each product is compiled once, so few pads that a single short text does not wait."""
+
+
+TILE_TOKENS = (512, 128)
+"""Tokens of a large and of a small tile: two shapes for each width, and at most a small one's worth of rows in vain."""
+
+NARROW, NARROW_STEP, WIDE_STEP = 32, 4, 8
+"""Tiles of up to 32 tokens a row are as wide as a multiple of 4, others of 8: 30 widths up to the longest text that
+attends in tiles. Two products of two shapes take half a megabyte each for good, once met."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Texts of one length that stand side by side."""
+
+    start: int
+    """The first token."""
+    rows: int
+    """How many texts."""
+    length: int
+    """Tokens of each."""
+
+    @property
+    def stop(self) -> int:
+        """The token after the last."""
+        return self.start + self.rows * self.length
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """(token, ...) of the whole row -> (row, token, ...) of these texts; the same memory."""
+        return tokens[self.start : self.stop].view(self.rows, self.length, *tokens.shape[1:])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Texts of one span that attend together, in one of few shapes.
+
+    A tile may be wider than its texts: behind each it sees the first tokens of the next, which count for nothing. It
+    may have more rows than are left, which count for nothing either.
+    """
+
+    start: int
+    """The first token of the first row."""
+    rows: int
+    """Rows, those that count and others."""
+    tokens: int
+    """Tokens a row."""
+    length: int
+    """Tokens of each row that count, and from one row to the next."""
+    first: int
+    """The row of the span that is the first to count."""
+    kept: int
+    """How many count."""
+    above: int
+    """Rows of the tile before that."""
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """(token, head, dim) of the whole row -> (row, token, head, dim); the same memory, rows overlap."""
+        step, *rest = tokens.stride()
+        begin = tokens.storage_offset() + self.start * step
+        size = (self.rows, self.tokens, *tokens.shape[1:])
+        return tokens.as_strided(size, (self.length * step, step, *rest), begin)
+
+    def count(self, query: Tensor, key: Tensor, value: Tensor, summed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What counts: of (row, head, token, dim) three times, and of (row, token, head, dim)."""
+        rows = slice(self.above, self.above + self.kept)
+        q, k, v = (one[rows, :, : self.length] for one in (query, key, value))
+        return q, k, v, summed[rows, : self.length]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Input of one forward pass."""
+
+    ids: Tensor
+    """(1, token) int64; behind the last span, pads"""
+    positions: Tensor
+    """(1, token) int64, from 0 in every text"""
+    spans: tuple[Span, ...]
+    """Every text, in the order of the batch."""
+    content: Tensor
+    """(1, token) bool, True for tokens that are neither special nor the first-token sink"""
+
+
+def pack(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
+    """Group pieces into batches; a pure function of its arguments.
+
+    Each batch takes the longest piece that still fits, until hardly any room is left. Only a single piece may exceed
+    the budget.
+    """
+    order = np.argsort(lengths, kind="stable").tolist()
+    sizes = [int(lengths[piece]) for piece in order]
+    batches = []
+    while order:
+        batch: list[int] = []
+        room = token_budget
+        while order:
+            fits = bisect_right(sizes, room) - 1
+            full = fits < 0 or (fits < len(sizes) - 1 and room < ROOM * token_budget)
+            if full and batch:
+                break
+            batch.append(order.pop(fits))  # -1: the longest, which fits nowhere
+            room -= sizes.pop(fits)
+        batches.append(np.array(batch, dtype=np.int64))
+    return batches
+
+
+def lay(pieces: Pieces, batch: np.ndarray, pad_id: int, causal: bool) -> Packed:
+    """Put the pieces of one batch side by side."""
+    return beside([pieces.ids[piece] for piece in batch], pad_id, pieces.content_start(causal), pieces.suffix)
+
+
+def beside(texts: Sequence[list[int]], pad_id: int = 0, before: int = 0, behind: int = 0) -> Packed:
+    """Texts, each of at least one token, as one row; neighbours of one length are a span.
+
+    `before` and `behind` are the tokens at the ends of each text that are no content.
+    """
+    flat = [token for ids in texts for token in ids]
+    size = _filled(len(flat))
+    ids = torch.full((1, size), pad_id, dtype=torch.int64)
+    ids[0, : len(flat)] = torch.tensor(flat, dtype=torch.int64)
+    positions = torch.zeros((1, size), dtype=torch.int64)
+    content = torch.zeros((1, size), dtype=torch.bool)
+    spans: list[Span] = []
+    for length, some in groupby(map(len, texts)):
+        spans.append(Span(spans[-1].stop if spans else 0, sum(1 for _ in some), length))
+        place = torch.arange(length)
+        spans[-1].of(positions[0])[:] = place
+        spans[-1].of(content[0])[:] = (place >= before) & (place < length - behind)
+    return Packed(ids, positions, tuple(spans), content)
+
+
+def tiles(span: Span, size: int) -> Iterator[Tile]:
+    """The tiles of a span in a row of `size` tokens: large ones first, then small ones."""
+    tokens = min(_wide(span.length), size)
+    large, small = (max(tokens_of // tokens, 1) for tokens_of in TILE_TOKENS)
+    first = 0
+    while left := span.rows - first:
+        rows = large if left >= large else small
+        kept = min(rows, left)
+        tile = _fit(span, size, first, rows, tokens, kept)
+        yield tile
+        first += kept
+
+
+def _fit(span: Span, size: int, first: int, rows: int, tokens: int, kept: int) -> Tile:
+    """A tile whose rows lie in the row of `size` tokens: others follow those that count, or stand before them."""
+    start = span.start + first * span.length
+    for above, wide in ((0, tokens), (rows - kept, tokens), (0, span.length)):
+        begin, count = start - above * span.length, rows if wide == tokens else kept
+        if begin >= 0 and begin + (count - 1) * span.length + wide <= size:
+            return Tile(begin, count, wide, span.length, first, kept, above)
+    return Tile(start, kept, span.length, span.length, first, kept, 0)
+
+
+def _wide(length: int) -> int:
+    step = NARROW_STEP if length <= NARROW else WIDE_STEP
+    return -(-length // step) * step
+
+
+def _filled(tokens: int) -> int:
+    step = FEW_STEP if tokens <= FEW else STEP
+    return -(-tokens // step) * step
+
+
+_CURRENT: ContextVar[tuple[Span, ...] | None] = ContextVar("spans", default=None)
+
+
+@contextmanager
+def apart(spans: tuple[Span, ...]) -> Iterator[None]:
+    """Let no text attend to its neighbours."""
+    token = _CURRENT.set(spans)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current() -> tuple[Span, ...] | None:
+    """The spans of the pass that runs, None if it is not packed."""
+    return _CURRENT.get()
