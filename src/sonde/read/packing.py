@@ -26,14 +26,17 @@ from torch import Tensor
 
 from sonde.read.view import Pieces
 
-BUDGET = 2048
+WIDER = 8
+"""Tokens behind the last text, at least: so much wider than its texts a tile may be."""
+
+BUDGET = 2048 - WIDER
 """On a CPU: what a layer of a small encoder makes of 2,048 tokens stays in the caches; 4,096 are read 5 to 10% slower,
 1,024 too."""
 
 ROOM = 1 / 64
 """Of the budget: room that is left empty rather than filled with a text that nothing else of its length stands by."""
 
-STEP, FEW, FEW_STEP = 128, 256, 16
+STEP, FEW, FEW_STEP = 256, 256, 16
 """A batch is filled up with pads to a multiple of `STEP` tokens, one of at most `FEW` tokens to a multiple of
 `FEW_STEP`: so few lengths that each product is compiled once, so few pads that a single short text does not wait."""
 
@@ -195,8 +198,9 @@ def _wide(length: int) -> int:
 
 
 def _filled(tokens: int) -> int:
-    step = FEW_STEP if tokens <= FEW else STEP
-    return -(-tokens // step) * step
+    least = tokens + WIDER
+    step = FEW_STEP if least <= FEW else STEP
+    return -(-least // step) * step
 
 
 _CURRENT: ContextVar[tuple[Span, ...] | None] = ContextVar("spans", default=None)
