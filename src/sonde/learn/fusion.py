@@ -171,7 +171,11 @@ def power_normalise(x: Float[Tensor, "*shape"], sigma: float | Tensor) -> Float[
 
 def products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block block"]:
     """X X^T: the inner product of each block with each."""
-    return torch.bmm(x, x.transpose(1, 2))  # row block block
+    found = torch.bmm(x, x.detach().transpose(1, 2))  # row block block
+    if not found.requires_grad:
+        return found
+    turned = found.transpose(1, 2)  # symmetric: adds nothing but its gradient, and that costs one product, not two
+    return found + (turned - turned.detach())
 
 
 def unit_products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block block"]:

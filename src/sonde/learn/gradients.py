@@ -77,7 +77,7 @@ def _scales(network: FusionNetwork, row: Sequence[Tensor]) -> Float[Tensor, "1 b
 
 
 def _stacked(network: FusionNetwork, co: CoOccurrence, blocks: Sequence[Tensor]) -> Float[Tensor, "row block feature"]:
-    given = network.roles(blocks)
+    given = network.roles(network.standardised(blocks))
     return co.stack(given.deep, given.sentences)
 
 
@@ -92,6 +92,6 @@ def _logits(
     pairs = products(_stacked(network, co, blocks)) * scales  # row block block
     fused = [power_normalise(pairs.flatten(1), co.sigma)]  # row pair
     if "Avg" in network.fusion.row.operators:
-        fused += network.fusion.pool(network.roles(blocks).deep)
+        fused += network.fusion.pool(network.roles(network.standardised(blocks)).deep)
     logits = network.head(concatenate(fused))
     return logits  # row class

@@ -123,10 +123,10 @@ class FusionNetwork(nn.Module):
         self.head = _head(self.fusion, n_classes, setting)
         self.widths, self.setting = widths, setting
 
-    def roles(self, blocks: Sequence[Tensor]) -> Roles[Tensor]:
-        """Standardise a batch and tell deep from sentence blocks."""
-        blocks = [to(block) for to, block in zip(self.standardise, blocks, strict=True)]
-        return Roles(tuple(blocks[: len(self.widths.deep)]), tuple(blocks[len(self.widths.deep) :]))
+    def roles(self, standardised: Sequence[Tensor]) -> Roles[Tensor]:
+        """Tell deep from sentence blocks."""
+        deep = len(self.widths.deep)
+        return Roles(tuple(standardised[:deep]), tuple(standardised[deep:]))
 
     @torch.no_grad()
     def measure(
@@ -138,12 +138,30 @@ class FusionNetwork(nn.Module):
                 to.measure(block[rows], weights[rows])  # type: ignore[operator]
         if self.fusion.co is not None:
             some = rows[:: max(1, len(rows) // CALIBRATION_ROWS)]
-            given = self.roles([block[some] for block in blocks])
+            given = self.roles(self.standardised([block[some] for block in blocks]))
             self.fusion.co.eval().calibrate(given.deep, given.sentences)
+
+    def standardised(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """The blocks of a batch, each standardised."""
+        return [to(block) for to, block in zip(self.standardise, blocks, strict=True)]
+
+    @torch.no_grad()
+    def prepared(self, blocks: Sequence[Tensor], precision: torch.dtype) -> list[Tensor]:
+        """Blocks of any number of rows, standardised, as a training loop takes them batch by batch."""
+        taken = [torch.empty(block.shape, dtype=precision, device=block.device) for block in blocks]
+        for start in range(0, len(taken[0]), PREDICTION_ROWS):
+            rows = slice(start, start + PREDICTION_ROWS)
+            for out, part in zip(taken, self.standardised([block[rows] for block in blocks]), strict=True):
+                out[rows] = part
+        return taken
 
     def forward(self, blocks: Sequence[Tensor]) -> Float[Tensor, "row class"]:
         """Logits of a batch."""
-        given = self.roles(blocks)
+        return self.classify(self.standardised(blocks))
+
+    def classify(self, standardised: Sequence[Tensor]) -> Float[Tensor, "row class"]:
+        """Logits of a batch that is standardised."""
+        given = self.roles(standardised)
         logits: Tensor = self.head(self.fusion(given.deep, given.sentences))
         return logits  # row class
 
