@@ -71,8 +71,8 @@ def cell(right: int, **more: Any) -> dict[str, Any]:
     share = right / 100
     return {
         "accuracy": share, "low": share - 0.1, "high": share + 0.1, "macro_f1": share, "ece": 0.02, "n": 100,
-        "correct": pack(np.arange(100) < right), "train_rows": 500, "texts_per_second": 50.0, "bytes": 2_000_000,
-        "cost": {"stages": {"training": stage}}, **more,
+        "correct": pack(np.arange(100) < right), "train_rows": 500, "texts_per_second": 70.0, "bytes": 2_000_000,
+        "texts_per_cpu_second": 50.0, "fit_cpu_seconds": 3.0, "cost": {"stages": {"training": stage}}, **more,
     }  # fmt: skip
 
 
@@ -93,4 +93,4 @@ def test_lines_hold_figures_and_costs() -> None:
     shown = page({"r8|all|auto": cell(80), "sst2|all|auto": cell(70), "r8|all|svm": cell(60, ece=None, bytes=None)})
     assert "| `auto` | .700 [.600, .800] | .800 [.700, .900] | .750 |" in shown
     assert "| `svm` |  | .600 [.500, .700] |  |" in shown, "no mean where a set is missing"
-    assert "| `auto` | 2.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` | 2.0 | 50 |  | ~1 |" in shown
+    assert "| `auto` | 3.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` | 3.0 | 50 |  | ~1 |" in shown

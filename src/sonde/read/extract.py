@@ -7,9 +7,7 @@ outstanding  bytes that reading still adds to a store
 windows, window_rows  texts -> runs that are read together, and how long these are
 """
 
-import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -78,8 +76,6 @@ def extract(
     start = 0
     with track("reading", total, "rows") as advance:
         for window in windows(texts, window_rows(sources, blocks)):
-            if start:
-                _give_back()
             unique = list(dict.fromkeys(window))
             place = {text: row for row, text in enumerate(unique)}
             rows = np.array([place[text] for text in window])
@@ -94,16 +90,6 @@ def extract(
             yield Window(start, values, counts[:, :, 0], counts[:, :, 1])
             start += len(window)
             advance(len(window))
-
-
-def _give_back() -> None:
-    """Return free memory to the system, where the C library has a call for it.
-
-    glibc else keeps it in pieces between the compiled products that oneDNN holds for good; the tensors of the next
-    window do not fit in, and memory grows with every window.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # macOS, musl; Windows
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def read(

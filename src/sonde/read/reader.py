@@ -7,10 +7,12 @@ read_pieces   a model's activations, batch by batch, packed where that can be
 check_finite, unit   values without NaN, rows of length one
 """
 
+import ctypes
 import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +36,9 @@ A store that somebody named keeps every row."""
 
 SHORT_SHARD_BYTES = 4
 """Allowance a row and block in estimates, for the headers of the shorter shards that long texts make."""
+
+MANY_ROWS = 1024
+"""After so many rows free memory goes back to the system; fewer, of a service, leave little behind."""
 
 COUNT_BYTES = 8
 """Two numbers of 32 bits."""
@@ -210,6 +215,8 @@ class Reader:
         values: dict[Kind, Tensor] = {}
         if wanted:
             values = self._run(pieces, wanted)
+            if len(texts) >= MANY_ROWS:
+                _give_back()
             check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
             values = {kind: v.to(backbone.dtype) for kind, v in values.items()}  # of windows; else they are
@@ -264,6 +271,16 @@ def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
         weight = torch.where(left[owner], content, weight)
     total = torch.zeros(rows).index_add(0, owner, weight)  # row
     return torch.zeros((rows, values.shape[1])).index_add(0, owner, values * weight[:, None]) / total[:, None]
+
+
+def _give_back() -> None:
+    """Return free memory to the system, where the C library has a call for it.
+
+    glibc else keeps it in pieces between the compiled products that oneDNN holds for good; what comes next does not
+    fit in, and memory grows with every window.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # macOS, musl; Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[int, int], name: str) -> None:
