@@ -40,7 +40,8 @@ OVERLOAD = 4
 OVERLOAD_CONNECTIONS = 1500
 """More than the requests that the service takes at once (1,024), so that it must refuse some."""
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+"""What docs/reading.md promises of every text that is read in other company."""
 RECOVERED = 3.0
 """The service has recovered when a single request takes at most three times the median before the overload."""
 

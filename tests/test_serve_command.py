@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import serving  # noqa: F401  skips where the extra is not installed
-from samples import Run, make, worded
+from samples import Run, command, make, worded
+
+from sonde.errors import ArgumentError
 
 TEXTS, LABELS = worded(90)
+run = pytest.fixture(command)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,20 @@ def post(url: str, body: Any, results: list[Any]) -> None:
     )
     with urllib.request.urlopen(request, timeout=30) as reply:
         results.append(json.load(reply))
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_of_torch_do_not_spin_unless_asked(
+    given: str | None, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise ArgumentError(f"policy {os.environ['OMP_WAIT_POLICY']}")
+
+    monkeypatch.setattr("sonde.serve.open_service", stop)
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")  # what the command sets is undone after the test
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert f"policy {given or 'passive'}" in run("serve", folder).err
 
 
 @pytest.mark.slow

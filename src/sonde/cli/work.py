@@ -1,5 +1,6 @@
 """Commands that run for long: extract fills a store, serve answers over HTTP."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +95,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Answer over HTTP, with a page at /, until SIGTERM or Ctrl+C; SIGHUP reloads the models."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin keep requests from the cores
     bounds = (max_body_bytes, max_texts, queue_texts, queue_characters, body_seconds, answer_seconds, stop_seconds)
     with session("listening", as_json) as result:
         from sonde.serve import Settings, named_folders, open_service
