@@ -10,11 +10,12 @@ import pytest
 import tiny
 from samples import Run, worded
 from scipy.stats import binomtest
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 
+from sonde.baselines.knn import KNN
 from sonde.bench import compare as comparing
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
 from sonde.bench.compare import Rows, compare, lines, recommend
@@ -177,6 +178,26 @@ def test_speed_is_that_of_texts_which_no_store_holds(tmp_path: Path) -> None:
     rates = comparing._rates(one, ["a", "b"], Meter())
     assert set(rates) == {"texts_per_second", "texts_per_cpu_second"} and min(rates.values()) > 0
     assert one.seen == [(None, None)] and (one.cache, one.inner.cache) == ("here", "here")
+
+
+def test_speed_of_neighbours_is_that_of_texts_which_no_store_holds() -> None:
+    seen = []
+
+    class Lengths(TransformerMixin, BaseEstimator):
+        def __init__(self, cache: Any = "here") -> None:
+            self.cache = cache
+
+        def fit(self, texts: list[str], labels: Any = None) -> "Lengths":
+            return self
+
+        def transform(self, texts: list[str]) -> np.ndarray:
+            seen.append(self.cache)
+            return np.array([[len(text), 1.0] for text in texts])
+
+    knn = KNN(Lengths(), k=2).fit(["a", "aa", "aaa", "aaaa"], ["x", "x", "y", "y"])
+    comparing._rates(knn, ["a", "b"], Meter())
+    knn.predict(["a"])
+    assert seen == ["here", None, "here"]
 
 
 def test_the_best_guess_comes_first() -> None:
