@@ -56,7 +56,7 @@ from sonde.plan import BUNDLE
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
-from sonde.read.packing import BUDGET, apart, lay, pack
+from sonde.read.packing import BUDGET, WIDER, apart, lay, pack
 from sonde.read.sites import MAIN
 from sonde.read.sources import expand_blocks, open_sources
 from sonde.read.truncation import without_pooler
@@ -236,7 +236,7 @@ def untapped(texts: list[str], place: Source) -> None:
     assert forward.packs, "the bundle is packed where it is read in bfloat16"
     with torch.inference_mode():
         for batch in pack([len(ids) for ids in pieces.ids], BUDGET):
-            packed = lay(pieces, batch, filler_id(backbone.tokenizer), backbone.causal)
+            packed = lay(pieces, batch, filler_id(backbone.tokenizer), backbone.causal, BUDGET + WIDER)
             with apart(packed.spans):
                 forward.call(model, packed.ids, None, MAIN, **forward.placed(packed))
 

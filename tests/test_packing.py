@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sonde.read.attention import LONGEST
-from sonde.read.backbone import Backbone, load_backbone
-from sonde.read.packing import BUDGET, ROOM, STEP, TILE_TOKENS, Span, beside, pack, tiles
+from sonde.read.backbone import Backbone, Wanted, load_backbone
+from sonde.read.packing import BUDGET, MANY, ROOM, STEP, TILE_TOKENS, WIDER, Packed, Span, beside, pack, tiles
 from sonde.read.pooling import POOLINGS, pool_all, pool_packed
 from sonde.read.reader import read_pieces
 from sonde.read.sites import MAIN, Site
@@ -179,6 +179,28 @@ def test_reading_pieces_packed_is_reading_them_padded(monkeypatch: pytest.Monkey
     expected = whole(backbone, pieces, wanted)
     for want in wanted:
         assert float((found[want] - expected[want]).norm() / expected[want].norm()) < 2e-2, want
+
+
+@quick
+def test_of_many_batches_all_have_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = brain("bert")
+    seen: list[int] = []
+    real = backbone.read_packed
+
+    def noted(given: Packed, wanted: list[Wanted]) -> dict[Wanted, Tensor]:
+        seen.append(given.ids.shape[1])
+        return real(given, wanted)
+
+    monkeypatch.setattr(backbone, "read_packed", noted)
+    wanted = [(Site(MAIN, "hidden", 1), "mean")]
+    pieces = tokenise([" ".join(tiny.SENTENCES[:2])] * 900, backbone.tokenizer, View(POSITIONS))
+    rows = torch.cat([values[wanted[0]] for _, values in read_pieces(pieces, backbone, wanted)])
+    assert len(seen) >= MANY and set(seen) == {BUDGET + WIDER} and len(rows) == 900
+    assert float((rows - rows[0]).abs().max()) == 0
+    seen.clear()
+    few = tokenise(tiny.SENTENCES[:2], backbone.tokenizer, View(POSITIONS))
+    list(read_pieces(few, backbone, wanted))
+    assert len(seen) == 1 and seen[0] < 128
 
 
 def whole(backbone: Backbone, pieces, wanted) -> dict:  # type: ignore[no-untyped-def, type-arg]

@@ -36,6 +36,10 @@ BUDGET = 2048 - WIDER
 ROOM = 1 / 64
 """Of the budget: room that is left empty rather than filled with a text that nothing else of its length stands by."""
 
+MANY = 8
+"""Of so many batches the last, which is seldom full, is filled up like the others: it is a small part of the work, and
+would bring another shape every time."""
+
 STEP, FEW, FEW_STEP = 256, 256, 16
 """A batch is filled up with pads to a multiple of `STEP` tokens, one of at most `FEW` tokens to a multiple of
 `FEW_STEP`: so few lengths that each product is compiled once, so few pads that a single short text does not wait."""
@@ -144,18 +148,18 @@ def pack(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return batches
 
 
-def lay(pieces: Pieces, batch: np.ndarray, pad_id: int, causal: bool) -> Packed:
-    """Put the pieces of one batch side by side."""
-    return beside([pieces.ids[piece] for piece in batch], pad_id, pieces.content_start(causal), pieces.suffix)
+def lay(pieces: Pieces, batch: np.ndarray, pad_id: int, causal: bool, least: int = 0) -> Packed:
+    """Put the pieces of one batch side by side, in a row of at least so many tokens."""
+    return beside([pieces.ids[piece] for piece in batch], pad_id, pieces.content_start(causal), pieces.suffix, least)
 
 
-def beside(texts: Sequence[list[int]], pad_id: int = 0, before: int = 0, behind: int = 0) -> Packed:
+def beside(texts: Sequence[list[int]], pad_id: int = 0, before: int = 0, behind: int = 0, least: int = 0) -> Packed:
     """Texts, each of at least one token, as one row; neighbours of one length are a span.
 
     `before` and `behind` are the tokens at the ends of each text that are no content.
     """
     flat = [token for ids in texts for token in ids]
-    size = _filled(len(flat))
+    size = max(_filled(len(flat)), least)
     ids = torch.full((1, size), pad_id, dtype=torch.int64)
     ids[0, : len(flat)] = torch.tensor(flat, dtype=torch.int64)
     positions = torch.zeros((1, size), dtype=torch.int64)

@@ -23,7 +23,7 @@ from sonde.errors import ReadingError
 from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
-from sonde.read.packing import BUDGET, lay, pack
+from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.sites import MAIN, Site
 from sonde.read.store import Column, Store, block_bytes
 from sonde.read.view import Pieces, filler_id, tokenise
@@ -242,8 +242,10 @@ def read_pieces(
     """Read in batches: each time which pieces, and their activations (row, dim), float32 on the CPU."""
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     if backbone.packs(wanted):
-        for batch in pack(lengths, token_budget or BUDGET):
-            yield batch, backbone.read_packed(lay(pieces, batch, filler, backbone.causal), wanted)
+        batches = pack(lengths, token_budget or BUDGET)
+        least = BUDGET + WIDER if token_budget is None and len(batches) >= MANY else 0
+        for batch in batches:
+            yield batch, backbone.read_packed(lay(pieces, batch, filler, backbone.causal, least), wanted)
         return
     budget = token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"])
     for batch in plan(lengths, budget):
