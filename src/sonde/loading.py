@@ -1,11 +1,13 @@
 """A saved classifier, from its folder.
 
-load   folder or hub id -> TextClassifier, every disagreement refused with a sentence
+load     folder or hub id -> TextClassifier, every disagreement refused with a sentence
+recall   the same, without opening its backbones
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,39 @@ def load(
         If the folder is not a saved model, is damaged, is not found on the hub either, has a newer protocol, or a
         backbone is another than the one that the model was trained on.
     """
+    classifier = recall(folder, revision=revision, backbones=backbones, dtype=dtype, device=device, cache=cache)
+    with _explained(folder):
+        classifier.check_widths()
+    return classifier
+
+
+def recall(
+    folder: Path | str,
+    *,
+    revision: str | None = None,
+    backbones: Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache: str | Path | bool | None = "auto",
+) -> TextClassifier:
+    """Read a saved classifier, as `load` does, without opening its backbones: for who has others predict with it."""
     if not Path(folder).exists() and hub.looks_like_an_id(str(folder)):
         folder = hub.fetch(str(folder), revision)
     elif revision is not None:
         raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
     content, arrays = saving.load(folder)
-    try:
+    with _explained(folder):
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
         _compare(classifier, content, arrays)
         _move(classifier, backbones)
-        classifier.check_widths()
+    return classifier
+
+
+@contextmanager
+def _explained(folder: Path | str) -> Iterator[None]:
+    """Turn what goes wrong with odd entries into a sentence that names the model."""
+    try:
+        yield
     except InputError as error:
         if isinstance(error, RecipeError | DataError):  # of an entry that no fit has written
             raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
@@ -65,7 +90,6 @@ def load(
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise ModelError(f"{folder} is damaged: {what}. Copy it again or train it again.") from error
-    return classifier
 
 
 def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[str, Any]) -> TextClassifier:
