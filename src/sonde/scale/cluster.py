@@ -10,9 +10,10 @@ back to the process that asked, which alone writes: an actor or a machine that g
 
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -235,7 +236,7 @@ def connected(address: str | None) -> Iterator[bool]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data says nothing of its own while we tell how far we are."""
+    """Ray says little while we tell how far we are, and nothing on standard output, which belongs to results."""
     from ray.data import DataContext
 
     context, log = DataContext.get_current(), logging.getLogger("ray.data")
@@ -243,7 +244,8 @@ def _quiet() -> Iterator[None]:
     context.enable_progress_bars = False
     log.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         context.enable_progress_bars = before[0]
         log.setLevel(before[1])

@@ -14,7 +14,7 @@ from typing import Any
 from sonde.progress import announce, track
 from sonde.scale.engines import done, open_engine
 from sonde.scale.outcome import Failure
-from sonde.scale.parts import PART_CHARACTERS, cut
+from sonde.scale.parts import cut
 from sonde.scale.predicting import repeat, report
 from sonde.scale.work import Extracting
 from sonde.scale.workers import Workers, as_workers
@@ -69,7 +69,7 @@ def extract_file(
     alone = as_workers(workers) == Workers()
     sources = (work if alone else replace(work, device="cpu")).sources()  # GPUs are left to the workers
     blocks = work.blocks(sources)
-    parts = cut(source, text, window_rows(sources, blocks), PART_CHARACTERS)  # the windows that one process would read
+    parts = cut(source, text, window_rows(sources, blocks))  # the windows that one process would read
     rows = sum(part.rows for part in parts)
     texts = (cell for table in iter_tables(source, columns=[text]) for cell in text_column(table, text))
     needed = prepare(rows, sources, blocks, store, texts=texts)

@@ -29,8 +29,8 @@ class Part:
     """How many it has."""
 
 
-def cut(source: Path, text: str, rows: int = PART_ROWS, characters: int = PART_CHARACTERS) -> list[Part]:
-    """Cut a file into parts, in one pass over its column of texts.
+def cut(source: Path, text: str, rows: int | None = None) -> list[Part]:
+    """Cut a file into parts of at most `rows` rows, by default `PART_ROWS`, in one pass over its column of texts.
 
     Raises
     ------
@@ -38,9 +38,10 @@ def cut(source: Path, text: str, rows: int = PART_ROWS, characters: int = PART_C
         The file cannot be read, or a cell of the column holds something else than text: the sentence names the row.
     """
     parts: list[Part] = []
+    most = rows or PART_ROWS
     start = filled = size = 0
     for length in _lengths(source, text):
-        if filled and (filled >= rows or size + length > characters):
+        if filled and (filled >= most or size + length > PART_CHARACTERS):
             parts.append(Part(len(parts), start, filled))
             start, filled, size = start + filled, 0, 0
         filled, size = filled + 1, size + length
