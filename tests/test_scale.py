@@ -77,7 +77,7 @@ def test_a_file_is_cut_into_parts_whose_texts_come_back(file: Path, small: None)
 
 def test_parts_across_the_stretches_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "PART_ROWS", 5000)
-    texts = [f"{row}" for row in range(20_000)]
+    texts = [f"{row}" for row in range(9000)]
     write_table(tmp_path / "long.jsonl", {"text": texts})
     parts = cut(tmp_path / "long.jsonl", "text")
     assert [part.rows for part in parts] == [5000] * 4
@@ -464,7 +464,7 @@ def living(group: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are counted in /proc")
 def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
-    write_table(tmp_path / "in.csv", {"text": [f"{TEXTS[row % 90]} {row}" for row in range(20_000)]})
+    write_table(tmp_path / "in.csv", {"text": [f"{TEXTS[row % 90]} {row}" for row in range(9000)]})
     line = [sys.executable, "-m", "sonde", "predict", model, tmp_path / "in.csv", "--out", tmp_path / "out.csv"]
     line += ["--no-cache", "--workers", "2", "--json"]
     started = subprocess.Popen(
@@ -483,5 +483,5 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(model: Path, tmp_
     assert living(started.pid) == []
     kept = len(list(parts.glob("part-*")))
     again = subprocess.run(list(map(str, line)), capture_output=True, timeout=100, check=True)
-    assert 0 < kept < 5 and b"going on: " in again.stderr
-    assert json.loads(again.stdout)["rows"] == 20_000 and not parts.exists()
+    assert 0 < kept < 3 and b"going on: " in again.stderr
+    assert json.loads(again.stdout)["rows"] == 9000 and not parts.exists()

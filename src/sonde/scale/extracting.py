@@ -63,7 +63,7 @@ def extract_file(
 
     source, out = Path(source), Path(out)
     names, places, hows = tuple(backbones), tuple(sites), tuple(poolings)
-    work = Extracting(out, names, places, hows, max_tokens, long_text, dtype, device)
+    work = Extracting(out.resolve(), names, places, hows, max_tokens, long_text, dtype, device)
     store = open_store(out)
     assert store is not None
     alone = as_workers(workers) == Workers()

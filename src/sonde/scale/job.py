@@ -154,6 +154,8 @@ def _locked(file: IO[Any]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a network disk that knows no locks
+        return True
     return True

@@ -30,7 +30,9 @@ class Part:
 
 
 def cut(source: Path, text: str, rows: int | None = None) -> list[Part]:
-    """Cut a file into parts of at most `rows` rows, by default `PART_ROWS`, in one pass over its column of texts.
+    """Cut a file into parts of at most `rows` rows, by default `PART_ROWS`, in one pass.
+
+    All columns are read: what cannot be read is found now, not when the output is written after hours.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def cut(source: Path, text: str, rows: int | None = None) -> list[Part]:
 
 
 def _lengths(source: Path, text: str) -> Iterator[int]:
-    for table in iter_tables(source, columns=[text]):
+    for table in iter_tables(source):
         yield from map(len, text_column(table, text))
 
 

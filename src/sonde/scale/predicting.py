@@ -87,7 +87,9 @@ def predict_file(
     if threshold is not None or target_error is not None:
         least = classifier.answer_threshold(threshold=threshold, target_error=target_error)
     moved = None if backbones is None else tuple(backbones)
-    work = Predicting(str(model), moved, dtype, device, cache, least)
+    where = str(Path(model).resolve() if Path(model).exists() else model)  # actors have a working folder of their own
+    kept = cache.resolve() if isinstance(cache, Path) else cache
+    work = Predicting(where, moved, dtype, device, kept, least)
     parts = cut(source, text)
     about = {
         "input": identity(source),

@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -63,8 +64,14 @@ class _Worker:
         self.heard = time.monotonic()
 
     def give(self, task: _Task) -> None:
+        """Assign a part. It is sent once the worker can take it: more than a pipe holds would wait for its model."""
         self.task, self.told, self.heard = task, 0, time.monotonic()
-        self.channel.send((task.part.start, task.texts))
+        if self.ready:
+            self.send()
+
+    def send(self) -> None:
+        assert self.task is not None
+        self.channel.send((self.task.part.start, self.task.texts))
 
     def end(self, kill: bool = False) -> None:
         self.channel.close()
@@ -133,8 +140,7 @@ class Processes:
 
     def _hand_out(self, waiting: Iterator[tuple[Part, list[str]]], again: "deque[_Task]") -> None:
         """Give every idle worker a part; start workers while there are parts for them."""
-        places = set(range(len(self.environments)))
-        for number in sorted(places):
+        for number in range(len(self.environments)):
             worker = next((one for one in self.workers if one.number == number), None)
             if worker is not None and worker.task is not None:
                 continue
@@ -144,10 +150,8 @@ class Processes:
             if worker is None:
                 worker = _Worker(number, self.work, self.environments[number], self.threads)
                 self.workers.append(worker)
-            try:
+            with suppress(OSError):  # it died while idle, which is noticed when it is listened to
                 worker.give(task)
-            except OSError:  # it died while idle; its end is noticed when it is listened to
-                worker.task = task
 
     def _heard(self, busy: list[_Worker]) -> list[_Worker]:
         """Wait until one of them speaks, dies, or has been silent for too long."""
@@ -168,6 +172,9 @@ class Processes:
         kind = choose("a worker's message", message[0], ("ready", "beat", "done", "refused"))
         if kind == "refused":
             raise message[1]
+        if kind == "ready":
+            worker.ready = True
+            worker.send()
         if kind == "beat":
             worker.told += message[1]
             beat(message[1])
