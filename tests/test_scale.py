@@ -77,7 +77,7 @@ def test_a_file_is_cut_into_parts_whose_texts_come_back(file: Path, small: None)
 
 def test_parts_across_the_stretches_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "PART_ROWS", 5000)
-    texts = [f"{row}" for row in range(9000)]
+    texts = [f"{row}" for row in range(20_000)]
     write_table(tmp_path / "long.jsonl", {"text": texts})
     parts = cut(tmp_path / "long.jsonl", "text")
     assert [part.rows for part in parts] == [5000] * 4
