@@ -2,7 +2,7 @@
 
 Odd       a text -> its capitals; some texts raise, kill, hang, or kill once
 rows      texts, some of them odd
-KILL, HANG, RAISE, ONCE, REFUSE   what makes a text odd
+KILL, HANG, RAISE, ONCE, REFUSE, WAIT   what makes a text odd
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 KILL, HANG, RAISE, ONCE, REFUSE = "kill me", "hang me", "raise me", "kill me once", "refuse me"
+WAIT = "wait for three workers"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def _act(text: str, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if text == HANG:
         time.sleep(3600)
+    while text == WAIT and len(list(folder.glob("worker-*"))) < 3:
+        time.sleep(0.1)
     if text == RAISE:
         raise ValueError("this text cannot be read")
     if text == REFUSE:

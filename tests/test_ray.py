@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,22 +196,18 @@ def test_extract_fills_one_store(cluster: Any, file: Path, tmp_path: Path) -> No
 
 
 def test_machines_come_and_go(cluster: Any, tmp_path: Path) -> None:
-    write_table(tmp_path / "in.csv", {"text": oddities.rows(60)})
-    added = cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
+    texts = oddities.rows(60, WAIT=30)
+    write_table(tmp_path / "in.csv", {"text": texts})
     three = Workers(3, "ray", cpus=1.0)  # more than the head has processors for
-    count = 0
-    labels: list[Any] = []
+    found, added, removed = [], None, False
     with Cluster(oddities.Odd(tmp_path, pause=0.3), three) as engine:
         parts = cut(tmp_path / "in.csv", "text", 4)
-        found = []
         for part, outcome in done(engine, tmp_path / "in.csv", "text", parts, lambda _: None):
             found.append((part.start, outcome))
-            count += 1
-            if count == 4:
+            added = added or cluster.add_node(num_cpus=1)
+            if not removed and len(list(tmp_path.glob("worker-*"))) == 3:
                 cluster.remove_node(added, allow_graceful=False)
-                time.sleep(0.1)
-    for _, outcome in sorted(found, key=lambda pair: pair[0]):
-        assert outcome.failed == []
-        labels += outcome.columns["label"]
-    assert labels == [text.upper() for text in oddities.rows(60)]
+                removed = True
+    assert removed and all(outcome.failed == [] for _, outcome in found)
+    labels = [cell for _, outcome in sorted(found, key=lambda one: one[0]) for cell in outcome.columns["label"]]
+    assert labels == [text.upper() for text in texts]
