@@ -67,6 +67,8 @@ class Hardware:
     """Of the peak, that is assumed to be reached; measured where it is this machine."""
     dollars_an_hour: float
     """Assumed price."""
+    tokens: float
+    """Tokens a second that its processor can feed: where that is less than it computes, it is the bound."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class Backbone:
 
 SMALL = Backbone("22M parameters (all-MiniLM-L6-v2, 10.6M of them in its layers)", 10.6e6, 6, 384)
 LARGE = Backbone("7B parameters (32 layers of width 4,096, 6.5B in them)", 6.5e9, 32, 4096)
-H100_PEAK, H100_SHARE, H100_DOLLARS = 989e12, 0.35, 2.5
+H100_PEAK, H100_SHARE, H100_DOLLARS, H100_CORES = 989e12, 0.35, 2.5, 16
 """The data sheet of the SXM version; what transformers without special kernels reach on long batches; a price on demand
-of 2026. The last two are assumptions, not measurements."""
+of 2026, and the cores that come with it. The last three are assumptions, not measurements."""
 CORE_DOLLARS = 0.04
 """An hour of one core of a rented machine: assumed."""
 TOKENS = (16, 128, 512)
@@ -124,7 +126,7 @@ def run(
             "rows": {str(count): _best(rounds, root, model, texts.texts, count) for count in rows},
             "beside": compared(root, model, texts.texts, beside, ray),
             "long": _best(rounds, root, model, long, max(beside // 4, 100)),
-            "tokens": {"sst2": tokens_of(texts.texts, backbone), "ag_news": tokens_of(long, backbone)},
+            **tokenised({"sst2": texts.texts, "ag_news": long}, backbone),
         }
     content["cost"] = cost(content)
     return publish(out, "scale", content, to_markdown)
@@ -165,14 +167,19 @@ def write_texts(path: Path, texts: Sequence[str], rows: int) -> Path:
     return path
 
 
-def tokens_of(texts: Sequence[str], backbone: str) -> float:
-    """Mean number of tokens of the first texts, as the model sees them."""
+def tokenised(texts: Mapping[str, Sequence[str]], backbone: str) -> dict[str, Any]:
+    """Mean number of tokens of the first texts of each set, and how many a core makes in a second."""
     from sonde.read.sources import open_sources
     from sonde.read.view import tokenise
 
     source = open_sources({0: backbone}, max_tokens=None, long_text="cut", dtype="auto", device="cpu")[0]
-    some = list(texts[:TRAIN_ROWS])
-    return round(sum(map(len, tokenise(some, source.backbone.tokenizer, source.view).ids)) / len(some), 1)
+    found: dict[str, float] = {}
+    watch, made = machine.Stopwatch(), 0
+    for name, some in texts.items():
+        few = list(some[:TRAIN_ROWS])
+        tokens = sum(map(len, tokenise(few, source.backbone.tokenizer, source.view).ids))
+        found[name], made = round(tokens / len(few), 1), made + tokens
+    return {"tokens": found, "tokens_a_core_second": round(made / max(watch.read()["cpu_seconds"], 1e-3))}
 
 
 # ---------------------------------------------------------------------------------------------------- one command
@@ -182,19 +189,18 @@ def command_of(model: Path, source: Path, out: Path, more: Sequence[str] = (), k
     """Run `sonde predict`, and watch it; with `kill`, end it when half of its parts are there."""
     line = [sys.executable, "-m", "sonde", "predict", str(model), str(source), "--out", str(out), "--no-cache", *more]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [*line, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    with source.open("rb") as file:
+        rows = sum(1 for _ in file) - 1
     seen: list[tuple[float, float, int]] = []  # seconds, MB, rows in parts
-    rows = sum(1 for _ in source.open("rb")) - 1
-    while process.poll() is None:
-        done = _rows_done(out.with_name(out.name + ".parts"))
-        seen.append((time.monotonic() - began, resident(process.pid), done))
-        if kill and done >= rows / 2:
-            os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(LOOK_SECONDS)
-    seconds = time.monotonic() - began
-    said = process.stdout.read() if process.stdout else b""
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen([*line, "--json"], **quiet) as process:  # type: ignore[call-overload]
+        while process.poll() is None:
+            done = _rows_done(out.with_name(out.name + ".parts"))
+            seen.append((time.monotonic() - began, resident(process.pid), done))
+            if kill and done >= rows / 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(LOOK_SECONDS)
+        seconds, said = time.monotonic() - began, process.stdout.read()
     if process.returncode and not kill:
         raise DataError(f"sonde predict stopped with {process.returncode}; run it: {' '.join(line)}")
     return {
@@ -290,8 +296,12 @@ def cost(content: Mapping[str, Any]) -> dict[str, Any]:
     measured = long["rows_a_second"] or long["rows"] / long["seconds"]
     foretold = sustained / flops_of(SMALL, tokens["ag_news"])
     cores = content["machine"]["cores"]
-    here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores)
-    there = Hardware("one H100 (SXM)", H100_PEAK * H100_SHARE, H100_PEAK, H100_SHARE, H100_DOLLARS)
+    feeding = content["tokens_a_core_second"]
+    here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores, feeding * cores)
+    reached = H100_PEAK * H100_SHARE
+    there = Hardware(
+        f"one H100 (SXM), {H100_CORES} cores", reached, H100_PEAK, H100_SHARE, H100_DOLLARS, feeding * H100_CORES
+    )
     return {
         "check": {
             "measured": round(measured, 1),
@@ -308,11 +318,13 @@ def cost(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _estimate(backbone: Backbone, hardware: Hardware, tokens: int) -> dict[str, Any]:
-    seconds = flops_of(backbone, tokens) / hardware.flops * BILLION
+    computing, feeding = flops_of(backbone, tokens) / hardware.flops, tokens / hardware.tokens
+    seconds = max(computing, feeding) * BILLION
     return {
         "backbone": backbone.name,
         "hardware": hardware.name,
         "tokens": tokens,
+        "bound": "tokenising" if feeding > computing else "computing",
         "hours": round(seconds / 3600, 1),
         "dollars": round(seconds / 3600 * hardware.dollars_an_hour),
     }
@@ -342,9 +354,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "## A billion texts, estimated",
         _assumptions(content),
         table(
-            ["backbone", "hardware", "tokens a text", "hours", "dollars"],
+            ["backbone", "hardware", "tokens a text", "bound by", "hours", "dollars"],
             [
-                [one["backbone"], one["hardware"], one["tokens"], f"{one['hours']:,.0f}", f"{one['dollars']:,.0f}"]
+                [*(one[name] for name in ("backbone", "hardware", "tokens", "bound")), *_bill(one)]
                 for one in content["cost"]["estimated"]
             ],
         ),
@@ -371,6 +383,10 @@ def _shown(number: float | None, form: str) -> str:
     return "" if number is None else format(number, form)
 
 
+def _bill(one: Mapping[str, Any]) -> list[str]:
+    return [f"{one['hours']:,.0f}", f"{one['dollars']:,.0f}"]
+
+
 def growth(content: Mapping[str, Any]) -> str:
     """Whether memory is flat."""
     peaks = {int(rows): one["peak_mb"] for rows, one in content["rows"].items()}
@@ -393,8 +409,9 @@ def _assumptions(content: Mapping[str, Any]) -> str:
         f"rows/s for AG News ({content['tokens']['ag_news']} tokens), where {check['measured']:,.0f} were measured: a "
         f"ratio of {check['ratio']:.2f}. For {there['name']} it is assumed: {there['share']:.0%} of its stated "
         f"{there['peak'] / 1e12:,.0f} TFLOP/s in bfloat16. Prices are assumed: ${here['dollars_an_hour']:.2f} and "
-        f"${there['dollars_an_hour']:.2f} an hour. Not counted: loading, moving files, machines that stand idle, and "
-        "that a processor may not feed a GPU: a small backbone on an H100 is bound by tokenising, which takes cores."
+        f"${there['dollars_an_hour']:.2f} an hour. Tokenising takes a core a second for "
+        f"{content['tokens_a_core_second']:,} tokens here, and is assumed to elsewhere: a small backbone on a large "
+        "GPU waits for it. Not counted: loading, moving files, machines that stand idle."
     )
 
 

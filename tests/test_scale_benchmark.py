@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import tiny
+from samples import make, worded
 
 from scripts import benchmark as script
+from sonde.errors import DataError
 
 SCALE = script("scale")
 
@@ -55,6 +57,7 @@ def content() -> dict[str, Any]:
         "beside": {"one process": {**one, "equal": True}, "killed half-way, and again": {**one, "equal": False}},
         "long": {**one, "rows_a_second": 250.0},
         "tokens": {"sst2": 20.0, "ag_news": 60.0},
+        "tokens_a_core_second": 100_000,
     }  # fmt: skip
     return {**found, "cost": SCALE.cost(found)}
 
@@ -67,8 +70,11 @@ def test_the_estimate_follows_from_what_was_measured() -> None:
     here = next(one for one in cost["estimated"] if one["hardware"].startswith("this machine"))
     shorter = SCALE.flops_of(SCALE.SMALL, 16) / SCALE.flops_of(SCALE.SMALL, 20)
     assert here["hours"] == pytest.approx(1e9 / 1000 / 3600 * shorter, rel=1e-3)
+    small = [one for one in cost["estimated"] if one["backbone"].startswith("22M") and "H100" in one["hardware"]]
+    assert small[0]["bound"] == "tokenising" and small[0]["hours"] == pytest.approx(1e9 * 16 / 1.6e6 / 3600, abs=0.1)
     large = [one for one in cost["estimated"] if one["backbone"].startswith("7B")]
-    assert [one["tokens"] for one in large] == list(SCALE.TOKENS) and large[0]["dollars"] < large[2]["dollars"] / 30
+    assert [one["tokens"] for one in large] == list(SCALE.TOKENS) and {one["bound"] for one in large} == {"computing"}
+    assert large[0]["dollars"] < large[2]["dollars"] / 30
 
 
 def test_the_page_says_what_is_estimated_and_what_is_not_kept() -> None:
@@ -78,15 +84,50 @@ def test_the_page_says_what_is_estimated_and_what_is_not_kept() -> None:
     assert "| killed half-way, and again | 10 | 4 |  | 500 | **no** |" in page
 
 
-@pytest.mark.slow
-def test_the_whole_script_on_a_tiny_model(tmp_path: Path) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
     for name in ("sst2", "ag_news"):
         (tmp_path / name).mkdir()
         rows = [(f"{tiny.SENTENCES[i % 2]} {i}", str(i % 2)) for i in range(60)]
         for split in ("train", "test"):
             with gzip.open(tmp_path / name / f"{split}.csv.gz", "wt", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("text", "label"), *rows])
-    written = SCALE.run(data=tmp_path, out=tmp_path / "out", rows=[300], beside=300, backbone=str(tiny.build("bert")))
+    return tmp_path
+
+
+def test_every_command_of_the_script(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, tuple[str, ...], bool]] = []
+
+    def pretended(model: Path, source: Path, out: Path, more: Any = (), kill: bool = False) -> dict[str, Any]:
+        asked.append((len(source.read_text().splitlines()) - 1, tuple(more), kill))
+        one = {"rows": asked[-1][0], "seconds": 2.0, "peak_mb": 9.0, "rows_a_second": None}
+        return {**one, "later_rate": None, "later_mb": None, "sha256": "other" if "ray" in more else "same"}
+
+    monkeypatch.setattr(SCALE, "command_of", pretended)
+    options = {"rows": [100, 300], "beside": 200, "ray": True, "backbone": str(tiny.build("bert"))}
+    written = SCALE.run(data=data, out=data / "out", **options)
+    two, ray = ("--workers", "2"), ("--engine", "ray", "--workers", "2")
+    plain = [(rows, (), False) for rows in (100, 300)]
+    assert asked == [
+        *plain,
+        (200, (), False),
+        (200, two, False),
+        (200, ray, False),
+        (200, (), True),
+        (200, (), False),
+        (100, (), False),
+    ]
     found = json.loads(written[0].read_text(encoding="utf-8"))
-    assert all(one["equal"] and one["rows"] == 300 for one in found["beside"].values())
+    assert [one["equal"] for one in found["beside"].values()] == [True, True, False, True]
+    assert found["beside"]["killed half-way, and again"]["seconds"] == 4.0
     assert [path.name for path in written] == ["scale.json", "scale.md"]
+
+
+@pytest.mark.slow
+def test_a_command_is_watched(tmp_path: Path) -> None:
+    make("linear").fit(*worded(30)).save(tmp_path / "model")
+    source = SCALE.write_texts(tmp_path / "in.csv", worded(30)[0], 300)
+    found = SCALE.command_of(tmp_path / "model", source, tmp_path / "out.csv")
+    assert found["rows"] == 300 and found["seconds"] > 1 and found["peak_mb"] > 100 and len(found["sha256"]) == 64
+    with pytest.raises(DataError, match="sonde predict stopped with 2; run it: "):
+        SCALE.command_of(tmp_path / "nowhere", source, tmp_path / "out.csv")
