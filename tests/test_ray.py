@@ -17,7 +17,7 @@ from sonde.progress import watching
 from sonde.scale import Workers, extract_file, predict, predict_file, write_parquet
 from sonde.scale import parts as cutting
 from sonde.scale.cluster import Cluster
-from sonde.scale.engines import done
+from sonde.scale.crews import done
 from sonde.scale.outcome import Failure
 from sonde.scale.parts import Part, cut
 from sonde.tables import read_table, write_table

@@ -24,7 +24,7 @@ from sonde.scale import Workers, extract_file, predict_file, predicting
 from sonde.scale import attempt as attempting
 from sonde.scale import parts as cutting
 from sonde.scale.attempt import attempt
-from sonde.scale.engines import Alone, done
+from sonde.scale.crews import Alone, done
 from sonde.scale.job import Job
 from sonde.scale.outcome import Failure, Outcome
 from sonde.scale.parts import Part, cut, texts_of
@@ -250,11 +250,11 @@ def test_a_prediction_that_was_stopped_goes_on(
 ) -> None:
     predict_file(model, file, tmp_path / "whole.csv", cache=None)
     engines = [Stopping(Predicting(str(model), cache=None), after) for after in (2, 9)]
-    monkeypatch.setattr(predicting, "open_engine", lambda work, workers: engines[0])
+    monkeypatch.setattr(predicting, "open_crew", lambda work, workers: engines[0])
     with pytest.raises(KeyboardInterrupt):
         predict_file(model, file, tmp_path / "out.csv", cache=None)
     assert not (tmp_path / "out.csv").exists() and (tmp_path / "out.csv.parts").is_dir()
-    monkeypatch.setattr(predicting, "open_engine", lambda work, workers: engines[1])
+    monkeypatch.setattr(predicting, "open_crew", lambda work, workers: engines[1])
     result = predict_file(model, file, tmp_path / "out.csv", cache=None)
     assert (engines[0].done, engines[1].done) == ([0, 1], [2, 3, 4]) and result["rows"] == 90
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -204,7 +204,7 @@ def predict(
     with session("prediction", as_json) as result:
         from sonde.scale import predict_file
 
-        crew = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
+        who = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
         result |= predict_file(
             model,
             source,
@@ -216,7 +216,7 @@ def predict(
             dtype=dtype,
             device=device,
             cache=opened_cache(cache, no_cache),
-            workers=crew,
+            workers=who,
         )
 
 

@@ -59,7 +59,7 @@ def extract(
     with session("extraction", as_json) as result:
         from sonde.scale import extract_file
 
-        crew = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
+        who = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
         result |= extract_file(
             source,
             out,
@@ -71,7 +71,7 @@ def extract(
             long_text=long_text.value,
             dtype=dtype,
             device=device,
-            workers=crew,
+            workers=who,
         )
 
 

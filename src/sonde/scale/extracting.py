@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.progress import announce, track
-from sonde.scale.engines import done, open_engine
+from sonde.scale.crews import done, open_crew
 from sonde.scale.outcome import Failure
 from sonde.scale.parts import cut
 from sonde.scale.predicting import repeat, report
@@ -77,10 +77,10 @@ def extract_file(
     counts: Counter[str] = Counter(truncated_rows=0, lost_tokens=0)
     failed: list[Failure] = []
     with (
-        open_engine(work, as_workers(workers)) as engine,
+        open_crew(work, as_workers(workers)) as crew,
         track("reading", rows, "rows") as advance,
     ):
-        for _, outcome in done(engine, source, text, parts, advance):
+        for _, outcome in done(crew, source, text, parts, advance):
             counts.update(outcome.counts)
             failed += outcome.failed
             repeat(outcome)

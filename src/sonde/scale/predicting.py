@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sonde.errors import DataError, SondeWarning, warn
 from sonde.progress import track
-from sonde.scale.engines import done, open_engine
+from sonde.scale.crews import done, open_crew
 from sonde.scale.job import Job, identity
 from sonde.scale.outcome import Failure, Outcome
 from sonde.scale.parts import cut
@@ -99,12 +99,12 @@ def predict_file(
         "least": repr(least),
     }
     with (
-        open_engine(work, as_workers(workers)) as engine,
+        open_crew(work, as_workers(workers)) as crew,
         Job(out, about, parts) as job,
     ):
         with track("reading", sum(part.rows for part in parts), "rows") as advance:
             advance(sum(part.rows for part in parts if part.number in job.done))
-            for part, outcome in done(engine, source, text, job.left, advance):
+            for part, outcome in done(crew, source, text, job.left, advance):
                 job.keep(part, outcome)
         if identity(source) != about["input"]:
             raise DataError(f"{source} was changed while it was read. Run again, on a file that stays as it is.")

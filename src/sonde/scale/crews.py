@@ -1,9 +1,9 @@
-"""Engines: who does the parts, and what happens to those that nobody could do.
+"""Crews: who does the parts, and what happens to those that nobody could do.
 
-Engine        what all of them are: parts in, outcomes out
-Alone         this process
-open_engine   what a user asks for -> an engine
-done          parts -> their outcomes, each whole; rows that kill whoever reads them are found and named
+Crew        what all of them are: parts in, outcomes out
+Alone       this process
+open_crew   what a user asks for -> a crew
+done        parts -> their outcomes, each whole; rows that kill whoever reads them are found and named
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ PIECES = 8
 """A part that killed its workers is cut into so many: four rounds find a row among 4,096, each costs two workers."""
 
 
-class Engine(Protocol):
+class Crew(Protocol):
     """Does parts."""
 
     def __enter__(self) -> Self: ...
@@ -58,7 +58,7 @@ class Alone:
             yield part, attempt(self._do, texts, part.start, beat)
 
 
-def open_engine(work: Work, workers: Workers) -> Engine:
+def open_crew(work: Work, workers: Workers) -> Crew:
     """The process itself, several, or a cluster; `MissingExtraError` if that needs Ray, and it is not there."""
     if workers.engine == "ray":
         from sonde.scale.cluster import Cluster
@@ -67,14 +67,14 @@ def open_engine(work: Work, workers: Workers) -> Engine:
     return Alone(work) if workers.count == 1 else Processes(work, workers)
 
 
-def done(engine: Engine, source: Path, text: str, parts: Sequence[Part], beat: Beat) -> Iterator[tuple[Part, Outcome]]:
+def done(crew: Crew, source: Path, text: str, parts: Sequence[Part], beat: Beat) -> Iterator[tuple[Part, Outcome]]:
     """Do all parts, in any order, each whole.
 
     Parts that killed their workers come last: they are cut into pieces, and these again, until the rows that do it
     stand alone.
     """
     killers: list[Part] = []
-    for part, found in engine.run(source, text, parts, beat):
+    for part, found in crew.run(source, text, parts, beat):
         if isinstance(found, Outcome):
             yield part, found
         elif part.rows == 1:
@@ -87,7 +87,7 @@ def done(engine: Engine, source: Path, text: str, parts: Sequence[Part], beat: B
     pieces = [(owner, piece) for owner in killers for piece in _pieces(owner)]
     numbered = [Part(number, piece.start, piece.rows) for number, (_, piece) in enumerate(pieces)]
     found_of: dict[int, list[tuple[Part, Outcome]]] = {}
-    for piece, outcome in done(engine, source, text, numbered, beat):
+    for piece, outcome in done(crew, source, text, numbered, beat):
         owner = pieces[piece.number][0]
         gathered = found_of.setdefault(owner.number, [])
         gathered.append((piece, outcome))
