@@ -2,7 +2,7 @@
 
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
 Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_packed`,
-                `read_in_stages` and `read_tokens`
+                `read_in_stages`, `read_tokens` and `traceable`
 max_positions   the most tokens that a model takes
 quiet           transformers without its progress bars and reports
 """
@@ -30,6 +30,7 @@ from sonde.read.location import find_checkpoint
 from sonde.read.packing import Packed
 from sonde.read.pooling import EVERY, POOLINGS
 from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
+from sonde.read.traceable import Traceable
 from sonde.read.tracing import refuse_experts
 from sonde.read.truncation import POOLER
 
@@ -305,6 +306,24 @@ class Backbone:
         with self._lock, torch.inference_mode():
             taken = self._forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
             return {site: (v if v.ndim == 3 else v[:, None]).cpu() for (site, _), v in taken.items()}
+
+    def traceable(self, wanted: Sequence[Wanted]) -> Traceable:
+        """What `read` does for these sites, as a module that tracers can follow.
+
+        Raises
+        ------
+        BackboneError
+            As `read` does; or if pads change what the model says of a text, so that texts of different lengths cannot
+            go through one graph.
+        """
+        for site, pooling in wanted:
+            self.check(site, pooling)
+        if not self._forward.bears_pads:
+            raise BackboneError(
+                f"Backbone {self.name!r} cannot become a graph: pads change what it says of a text, so that sonde "
+                "reads it a length at a time. Use a model that takes an attention mask."
+            )
+        return Traceable(self._forward, [(self._source(want), want[0]) for want in wanted], self._finish)
 
     def _on_device(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None

@@ -5,7 +5,7 @@ last_hidden  the final hidden state in a model's output
 LEAK         how much other kernels may change, by floating type
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from inspect import signature
 from typing import Any
 
@@ -110,8 +110,7 @@ class Forward:
         poolings: dict[Site, list[str]] = {}
         for site, how in sources:
             poolings.setdefault(site, []).extend([how] if how else [])
-        stack = DECODER if any(site.stack == DECODER for site in poolings) else MAIN
-        model, entry = self._shortest(stack, poolings)
+        stack, model, entry = self.shortest(poolings)
         inner = {site: self.place(site, stack, entry) for site in poolings if self._is_inside(site)}
         with Taps(inner, poolings, tokens) as taps:
             output = self.call(model, ids, mask, stack, **settings)
@@ -137,8 +136,12 @@ class Forward:
             return Place(entry if site.stack == run else stack.blocks[0].module, 0, "input")
         return stack.blocks[layer - 1]
 
-    def _shortest(self, stack: str, sites: Mapping[Site, Any]) -> tuple[nn.Module, nn.Module]:
-        """(the shortest model that reaches the sites of `stack`, its first block there)."""
+    def shortest(self, sites: Collection[Site]) -> tuple[str, nn.Module, nn.Module]:
+        """(the stack that runs last, the shortest model that reaches all sites, its first block there)."""
+        stack = DECODER if any(site.stack == DECODER for site in sites) else MAIN
+        return stack, *self._shortest(stack, sites)
+
+    def _shortest(self, stack: str, sites: Collection[Site]) -> tuple[nn.Module, nn.Module]:
         own = [site for site in sites if site.stack == stack]
         n_layers = self.stacks[stack].layers
         pooler = any(site.kind == "pooler" for site in own)

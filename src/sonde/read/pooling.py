@@ -161,7 +161,8 @@ def _maximum(hidden: Hidden, mask: Mask | None, maximum: Callable[[Tensor], Tens
     """Exact in any dtype, hence no copy in float32."""
     if mask is None:
         return maximum(hidden).float()
-    if hidden.device.type != "cpu" or (spans := _spans(mask)) is None:
+    traced = torch.compiler.is_compiling()  # a graph has no spans: they are numbers of this batch
+    if traced or hidden.device.type != "cpu" or (spans := _spans(mask)) is None:
         return hidden.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1).float()
     # Pads are left out, never filled: that would write a second (row, token, dim).
     start, stop = spans
@@ -209,7 +210,8 @@ def _spans(mask: Mask) -> tuple[Int64[Tensor, " row"], Int64[Tensor, " row"]] | 
 
 
 def _take(hidden: Hidden, index: Tensor) -> Pooled:
-    return hidden[torch.arange(len(hidden), device=hidden.device), index].float()  # (row, dim)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)  # not len(), which a traced graph would keep as a number
+    return hidden[rows, index].float()  # (row, dim)
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = {

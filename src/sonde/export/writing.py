@@ -1,0 +1,141 @@
+"""A graph as ONNX.
+
+as_onnx     Graph -> the bytes of an ONNX file
+in_int8     the same with weights of 8 bits
+check_size  whether one file can hold it
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from sonde.errors import ArgumentError, BackboneError, need
+from sonde.export.graph import Graph, inputs_of
+
+OPSET = 20
+"""Of 2023: the newest that onnxruntime of 2024 runs, and the first with GELU as one operation."""
+MOST_BYTES = 2**31 - 2**24
+"""A protobuf message, which an ONNX file is, ends at 2 GiB; some of that is not weights."""
+_EXAMPLE = (3, 11)
+"""Rows and tokens of the batch that is traced; primes that no layer is wide, so that no size is taken for another."""
+_HEAD = "head"
+_LEFT_BY_QUANTISER = "onnx.infer"
+_NOISY = ("", "torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
+
+
+def check_size(graph: Graph) -> int:
+    """Bytes of the weights; `ArgumentError` if one file cannot hold them."""
+    weights = [*graph.parameters(), *graph.buffers()]
+    size = sum(one.numel() * one.element_size() for one in weights)
+    if size > MOST_BYTES:
+        raise ArgumentError(
+            f"The layers that this model reads hold {size / 1e9:.1f} GB of weights in float32, and one ONNX file holds "
+            "2.1 GB. Train a recipe that stops at an early layer (--recipe stc --layers K), or take a smaller backbone."
+        )
+    return size
+
+
+def as_onnx(graph: Graph, metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Trace a graph and write it down.
+
+    Returns
+    -------
+    (bytes, names)
+        The file, and the names of the operations behind the last activation, which int8 leaves as they are.
+
+    Raises
+    ------
+    BackboneError
+        If the backbone does something that ONNX has no operation for.
+    """
+    need("onnxscript", "onnx")
+    inputs = inputs_of(len(graph.readings))
+    example = [torch.ones(_EXAMPLE, dtype=torch.int64) for _ in range(2 * len(inputs))]
+    row = torch.export.Dim("row")
+    tokens = [torch.export.Dim("token" if place == 0 else f"token_{place + 1}") for place in range(len(inputs))]
+    with _hushed():
+        try:
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                input_names=[name for pair in inputs for name in pair],
+                output_names=["probabilities"],
+                dynamic_shapes=([{0: row, 1: token} for token in tokens for _ in range(2)],),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises of every kind; all mean that this graph is beyond it
+            raise BackboneError(f"This backbone cannot be written as ONNX: {_root(error)}") from error
+    assert program is not None, "with dynamo=True and no path, the program is returned"
+    return _serialised(program.model, metadata)
+
+
+def _serialised(model: Any, metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Without what the exporter noted of this machine: the lines of code, with their paths, behind each operation."""
+    import onnx_ir
+
+    head = [node.name for node in model.graph if _is_in_head(node.metadata_props)]
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    for name, value in metadata.items():
+        model.metadata_props[name] = value
+    model.producer_name, model.producer_version = "sonde", metadata["sonde_version"]
+    content: bytes = onnx_ir.serde.serialize_model(model).SerializeToString()
+    return content, head
+
+
+def _is_in_head(noted: Mapping[str, str]) -> bool:
+    return f"'{_HEAD}" in noted.get("pkg.torch.onnx.name_scopes", "")
+
+
+def _root(error: BaseException) -> str:
+    """The first line of what was wrong at first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def in_int8(content: bytes, left_out: list[str]) -> bytes:
+    """Weights of 8 bits with a scale for each column; what they are multiplied with becomes 8 bits on the way.
+
+    Operations named in `left_out` keep float32.
+    """
+    onnx, quantization = need("onnx", "onnx"), need("onnxruntime.quantization", "onnx")
+    model = onnx.load_from_string(content)
+    del model.graph.value_info[:]  # inferred anew: what the exporter wrote contradicts itself in rows 14 and 15
+    with TemporaryDirectory() as folder, _hushed():
+        small = Path(folder) / "small.onnx"
+        quantization.quantize_dynamic(
+            model, small, per_channel=True, weight_type=quantization.QuantType.QInt8, nodes_to_exclude=left_out
+        )
+        found = onnx.load(small)
+    ours = [one for one in found.metadata_props if one.key != _LEFT_BY_QUANTISER]
+    del found.metadata_props[:]
+    found.metadata_props.extend(ours)
+    found.producer_name, found.producer_version = model.producer_name, model.producer_version
+    quantised: bytes = found.SerializeToString()
+    return quantised
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what exporter and quantiser tell their developers; errors are still raised."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
