@@ -383,7 +383,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
     [
         (
             ["train"],
-            ["No such command 'train'", "fit, evaluate, report, predict, explain, compare, serve, extract, inspect"],
+            ["No such command 'train'", "fit, evaluate, report, predict, explain, compare, serve, export, extract"],
         ),
         (["fit"], ["Missing argument 'TRAIN'", "sonde fit --help"]),
         (["fit", "x.csv"], ["Missing option '--out'", "sonde fit --help"]),

@@ -1,6 +1,6 @@
 """The command line: one command = one call into a room.
 
-    fit evaluate report predict explain compare serve extract inspect recipes bench
+    fit evaluate report predict explain compare serve export extract inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
 warnings counted; 2: the user's input is wrong; 1: anything else.
@@ -18,7 +18,7 @@ from sonde import __version__
 from sonde.cli.models import evaluate, explain, fit, inspect, predict, report
 from sonde.cli.research import bench, compare, recipes
 from sonde.cli.session import complain
-from sonde.cli.work import extract, serve
+from sonde.cli.work import export, extract, serve
 from sonde.errors import InputError, SondeError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (fit, evaluate, report, predict, explain, compare, serve, extract, inspect, recipes, bench):
+for command in (fit, evaluate, report, predict, explain, compare, serve, export, extract, inspect, recipes, bench):
     app.command()(command)
 
 

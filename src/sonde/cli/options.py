@@ -39,6 +39,7 @@ SITE_HELP = "Read these instead of the recipe's sites: hidden.*, ffn.3; repeatab
 POOLING_HELP = "Pool like this instead of as the recipe: mean, max, last; repeatable."
 MODEL_HELP = "A saved model: a folder, or its id on the model hub."
 SERVED_HELP = "Folders of saved models, or NAME=FOLDER; the first is asked by default."
+CHECK_HELP = "Compare file and model on the first 2,000 texts of this file, instead of on a few sentences."
 TOKEN_HELP = "Ask for `Authorization: Bearer TOKEN`; better given as SONDE_TOKEN."
 PROMPT_HELP = "`llmembed`: asked by IO and CARP; with --prompt-url, its name there."
 CHECKPOINTS_HELP = "`stc`: folder of fine-tuned checkpoints, one sub-folder a set (sst2, imdb, ...)."

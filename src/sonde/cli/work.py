@@ -1,7 +1,9 @@
-"""Commands that run for long: extract fills a store, serve answers over HTTP."""
+"""Commands for work elsewhere or later: extract fills a store, export writes ONNX, serve answers over HTTP."""
 
 import os
 import warnings
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,8 @@ import typer
 
 from sonde.cli.files import bound
 from sonde.cli.options import (
+    CHECK_HELP,
+    MODEL_HELP,
     SERVED_HELP,
     TOKEN_HELP,
     Address,
@@ -73,6 +77,31 @@ def extract(
             device=device,
             workers=who,
         )
+
+
+CHECKED_ROWS = 2000
+"""Texts of --check that are read: enough to see a hundredth of the labels change, in a minute or so."""
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    onnx: Annotated[Path, typer.Option("--onnx", help="The ONNX file to write; tokenizer and labels go beside it.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Weights of 8 bits: a quarter of the size, less exact.")] = False,
+    check: Annotated[Path | None, typer.Option("--check", help=CHECK_HELP)] = None,
+    text: Text = "text",
+    backbone: Moved = None,
+    as_json: Json = False,
+) -> None:
+    """Write a saved classifier as one ONNX graph, from token ids to probabilities."""
+    with session("exported", as_json) as result:
+        from sonde.export import to_onnx
+        from sonde.loading import load
+
+        texts = list(islice(cells(check, text), CHECKED_ROWS)) if check else None
+        classifier = load(model, backbones=backbone, dtype="float32", device="cpu", cache=False)
+        done = to_onnx(classifier, onnx, int8=int8, texts=texts)
+        result |= asdict(done) | {"model": str(done.model), "about": str(done.about)}
+        result["tokenizers"] = [str(path) for path in done.tokenizers]
 
 
 def serve(

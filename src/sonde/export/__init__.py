@@ -59,7 +59,7 @@ def to_onnx(
     temperature. It takes `input_ids` and `attention_mask`, int64 (row, token), padded on the right; a second backbone
     has `input_ids_2` and `attention_mask_2`. It gives `probabilities`, float32 (row, class). Texts that are longer than
     the model reads are cut in the graph. For OUT.onnx, the tokenizer is written to OUT.tokenizer.json, and labels and
-    the rest of the metadata to OUT.json.
+    the rest of the metadata to OUT.about.json.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def to_onnx(
     found = _compared(session, exact, CHECKED if texts is None else texts, int8)
     _write(target, content, about, dict(zip(names, vocabularies, strict=True)))
     return Exported(
-        target, _beside(target), tuple(names), about["weights"], len(content), speed(session),
+        target, _beside(target, "about"), tuple(names), about["weights"], len(content), speed(session),
         found.texts, found.difference, found.changed,
     )  # fmt: skip
 
@@ -143,10 +143,10 @@ def _some(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def _beside(target: Path, what: str = "", place: int = 0) -> Path:
-    """model.onnx -> model.json, model.tokenizer.json, model.tokenizer_2.json."""
+def _beside(target: Path, what: str, place: int = 0) -> Path:
+    """model.onnx -> model.about.json, model.tokenizer.json, model.tokenizer_2.json."""
     number = "" if place == 0 else f"_{place + 1}"
-    return target.with_suffix(f".{what}{number}.json" if what else ".json")
+    return target.with_suffix(f".{what}{number}.json")
 
 
 def _about(
@@ -204,7 +204,7 @@ def _write(target: Path, content: bytes, about: Mapping[str, Any], vocabularies:
     for file, text in vocabularies.items():
         with write_atomically(file) as out:
             out.write(text)
-    with write_atomically(_beside(target)) as out:
+    with write_atomically(_beside(target, "about")) as out:
         out.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     with write_atomically(target, "wb") as out:
         out.write(content)

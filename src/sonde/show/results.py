@@ -1,6 +1,7 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, report, prediction, explanation, comparison, listening, extraction, inspection, recipes, written
+fit, evaluation, report, prediction, explanation, comparison, listening, exported, extraction, inspection, recipes,
+written
 """
 
 import re
@@ -12,7 +13,7 @@ from sonde.show.reasons import explanation
 from sonde.show.terminal import facts, table
 
 __all__ = [
-    "comparison", "evaluation", "explanation", "extraction", "fit", "inspection", "listening", "prediction",
+    "comparison", "evaluation", "explanation", "exported", "extraction", "fit", "inspection", "listening", "prediction",
     "recipes", "report", "written",
 ]  # fmt: skip
 
@@ -85,6 +86,20 @@ def comparison(result: Result) -> None:
 def listening(result: Result) -> None:
     """Where a service answers, and with which models."""
     facts({**result, "models": ", ".join(result["models"])})
+
+
+def exported(result: Result) -> None:
+    """The files, how large and fast the graph is, and how close to the model."""
+    facts({
+        "model": result["model"],
+        "beside it": ", ".join(map(str, [result["about"], *result["tokenizers"]])),
+        "weights": result["weights"],
+        "bytes": result["bytes"],
+        "texts per second": f"{result['texts_per_second']:.0f}",
+        "compared on": f"{result['checked']:,} texts",
+        "probabilities differ by": f"{result['difference']:.1e} at most",
+        "labels that differ": result["changed"],
+    })  # fmt: skip
 
 
 def extraction(result: Result) -> None:
