@@ -5,6 +5,7 @@ in_int8     the same with weights of 8 bits
 check_size  whether one file can hold it
 """
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ MOST_BYTES = 2**31 - 2**24
 _EXAMPLE = (3, 11)
 """Rows and tokens of the batch that is traced; primes that no layer is wide, so that no size is taken for another."""
 _HEAD = "head"
+"""The learner: few products, and of features that are standardised, not of like sizes."""
 _ATTENTION = "_attn_implementation"
 _LEFT_BY_QUANTISER = "onnx.infer"
 _NOISY = ("", "torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
@@ -48,7 +50,7 @@ def as_onnx(graph: Graph, metadata: Mapping[str, str]) -> tuple[bytes, list[str]
     Returns
     -------
     (bytes, names)
-        The file, and the names of the operations behind the last activation, which int8 leaves as they are.
+        The file, and the names of the operations that int8 leaves as they are.
 
     Raises
     ------
@@ -83,18 +85,20 @@ def _serialised(model: Any, metadata: Mapping[str, str]) -> tuple[bytes, list[st
     """Without what the exporter noted of this machine: the lines of code, with their paths, behind each operation."""
     import onnx_ir
 
-    head = [node.name for node in model.graph if _is_in_head(node.metadata_props)]
+    exact = [node.name for node in model.graph if _stays_exact(node.metadata_props)]
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
     for name, value in metadata.items():
         model.metadata_props[name] = value
     model.producer_name, model.producer_version = "sonde", metadata["sonde_version"]
     content: bytes = onnx_ir.serde.serialize_model(model).SerializeToString()
-    return content, head
+    return content, exact
 
 
-def _is_in_head(noted: Mapping[str, str]) -> bool:
-    return f"'{_HEAD}" in noted.get("pkg.torch.onnx.name_scopes", "")
+def _stays_exact(noted: Mapping[str, str]) -> bool:
+    """Whether an operation belongs to the learner."""
+    scopes: list[str] = ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]"))
+    return any(scope.split(".")[0] == _HEAD for scope in scopes)
 
 
 def _root(error: BaseException) -> str:
@@ -112,6 +116,7 @@ def in_int8(content: bytes, left_out: list[str]) -> bytes:
     onnx, quantization = need("onnx", "onnx"), need("onnxruntime.quantization", "onnx")
     model = onnx.load_from_string(content)
     del model.graph.value_info[:]  # inferred anew: what the exporter wrote contradicts itself in rows 14 and 15
+    left_out = [*left_out, *(f"{name}_MatMul" for name in left_out)]  # what the quantiser makes of a Gemm
     with TemporaryDirectory() as folder, _hushed():
         small = Path(folder) / "small.onnx"
         quantization.quantize_dynamic(
