@@ -138,7 +138,7 @@ def _plain_attention(graph: Graph) -> Iterator[None]:
     """
     configs = {id(one): one for module in graph.modules() if (one := getattr(module, "config", None)) is not None}
     kept = {key: getattr(one, _ATTENTION, None) for key, one in configs.items()}
-    switched = [key for key, kind in kept.items() if kind == "sdpa"]
+    switched = [key for key, kind in kept.items() if isinstance(kind, str)]  # torch's, or sonde's own
     try:
         for key in switched:
             setattr(configs[key], _ATTENTION, "eager")

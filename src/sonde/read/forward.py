@@ -5,7 +5,7 @@ last_hidden  the final hidden state in a model's output
 LEAK         how much other kernels may change, by floating type
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from inspect import signature
 from typing import Any
 
