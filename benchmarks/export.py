@@ -136,6 +136,8 @@ def _decided(probabilities: np.ndarray) -> np.ndarray:
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
     setting = content["setting"]
+    certain = setting["rounds"] >= _FEWEST
+    bounds = "an interval of at least 95% for the median" if certain else "the smallest and the largest"
     plural = "thread" if setting["threads"] == 1 else "threads"
     parts = [
         "# Export: what ONNX files cost and gain",
@@ -150,7 +152,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         speed_table(content),
         f"Texts per second are medians of {setting['rounds']} rounds in turn, over {setting['timed']:,} of the texts, "
         f"tokenised and classified; through the files in batches of {setting['batch']}, the longest texts first. "
-        "Ratios are the library's time over the file's, in brackets an interval of at least 95% for the median.",
+        f"Ratios are the library's time over the file's, in brackets {bounds}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -196,6 +198,7 @@ def speed_table(content: Mapping[str, Any]) -> str:
     return table(["recipe", "weights", "file", "library, texts/s", "file, texts/s", "ratio", "ratio of CPU time"], rows)
 
 
+_FEWEST = 6  # rounds whose smallest and largest hold the median with 95%
 _CLOCKS = ("seconds", "cpu_seconds")
 
 
