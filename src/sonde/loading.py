@@ -1,11 +1,13 @@
 """A saved classifier, from its folder.
 
-load   folder or hub id -> TextClassifier, every disagreement refused with a sentence
+load    folder or hub id -> TextClassifier, every disagreement refused with a sentence
+named   errors of a damaged record -> a sentence with its folder
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ from sonde.learn import abstention, conformal, learning
 from sonde.learn.problem import Record
 from sonde.learn.recipes import find
 from sonde.plan import ABOUT, BUNDLE
+
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+"""What Python says of entries that no fit has written: missing, of another kind or size, nested without end."""
+
+MOST_BACKBONES = 64
+"""LLMEmbed reads three; a number of a billion must not become a list of that length."""
 
 
 def load(
@@ -48,28 +56,37 @@ def load(
         If the folder is not a saved model, is damaged, is not found on the hub either, has a newer protocol, or a
         backbone is another than the one that the model was trained on.
     """
-    if not Path(folder).exists() and hub.looks_like_an_id(str(folder)):
+    if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
         folder = hub.fetch(str(folder), revision)
     elif revision is not None:
         raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
     content, arrays = saving.load(folder)
-    try:
+    with named(folder):
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
         _compare(classifier, content, arrays)
         _move(classifier, backbones)
         classifier.check_widths()
+    return classifier
+
+
+@contextmanager
+def named(folder: Path | str) -> Iterator[None]:
+    """What goes wrong while a record is understood becomes a `ModelError` that names the folder."""
+    try:
+        yield
     except InputError as error:
         if isinstance(error, RecipeError | DataError):  # of an entry that no fit has written
             raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except DAMAGED as error:
         what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise ModelError(f"{folder} is damaged: {what}. Copy it again or train it again.") from error
-    return classifier
 
 
 def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[str, Any]) -> TextClassifier:
     known = {int(index): {name: about[name] for name in ABOUT} for index, about in content["backbones"].items()}
+    if not all(0 <= index < MOST_BACKBONES for index in known):
+        raise ModelError(f"The backbones are not numbered from 0 to {MOST_BACKBONES - 1}; the model is damaged.")
     names = tuple(known.get(i, {"id": BUNDLE})["id"] for i in range(max(known, default=0) + 1))
     if here["dtype"] == "auto" and known and all(about["dtype"] == "float32" for about in known.values()):
         here = {**here, "dtype": "float32"}  # what was trained on exact values is not read in coarser ones unasked

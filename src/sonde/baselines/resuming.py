@@ -70,9 +70,9 @@ class States:
             )
 
     def _known(self) -> Any:
-        if self.folder.is_file() or (
-            self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / RUN).is_file()
-        ):
+        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        others = [name for name in held if not name.startswith(".sonde.tmp-")]  # of a writer that was killed at once
+        if self.folder.is_file() or (others and RUN not in others):
             raise ArgumentError(f"resume: {self.folder} is not the folder of a run. Give one that is new or empty.")
         if not self.folder.is_dir() or not (self.folder / RUN).is_file():
             return None

@@ -114,7 +114,7 @@ class Backbone:
         keeps_apart = quicken_attention(model, probe)
         self._lock = threading.RLock()
         self._forward = Forward(model, probe, name, keeps_apart)
-        self._descent = Descent(self._forward)
+        self._descent = Descent(self._forward, name)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
         self.max_positions = max_positions(model)

@@ -8,21 +8,16 @@ read_values   the values of a file
 opens         whether a file is whole, by its header
 is_intact     whether a file holds what was written, by its checksum
 set_aside     drop a damaged file with a warning
-remove        a file or folder, if possible
 drop_folder   a whole block, in one step
 clear_strays  remove what dead writers left
 existing      the nearest folder that exists
 
-A file is written under a temporary name, flushed to the disk, then renamed. Temporary names say who writes: host,
-process, and a mark of the process, because process numbers are used again.
+A file is written under a temporary name (`tables.strays`), flushed to the disk, then renamed.
 """
 
 import hashlib
 import os
-import platform
-import secrets
 import shutil
-import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sonde.errors import StoreError, warn
+from sonde.tables.strays import is_dead, remove, temporary_name
 
 HASH_BYTES = 16
 """2^128 keys: a collision among a billion texts has a probability of about 1e-21."""
@@ -41,11 +37,6 @@ HASH_BYTES = 16
 HEADER_BYTES = 320
 """No header of a shard is longer: two entries with offsets of up to 12 digits and a checksum come to 250 bytes."""
 
-STRAY_SECONDS = 3600.0
-"""A temporary file of another machine is dead after an hour: a shard is written in seconds."""
-
-_HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-_MARK = secrets.token_hex(4)
 _trusted: dict[Path, tuple[int, int]] = {}  # shards whose checksum was right, as they were then
 
 
@@ -70,7 +61,7 @@ def write_shard(path: Path, keys: np.ndarray, values: Tensor) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole; raises `StoreError` if the disk does not take it."""
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         _commit(temporary, path)
@@ -164,55 +155,16 @@ def clear_strays(root: Path) -> None:
     """Remove the temporary files and folders of writers that are no more."""
     for pattern in (".tmp-*", "blocks/.tmp-*", "blocks/*/.tmp-*"):
         for stray in list(root.glob(pattern)):
-            if _is_dead(stray):
+            if is_dead(stray):
                 remove(stray)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if that is possible."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink()
 
 
 def drop_folder(folder: Path) -> None:
     """Remove a block in one step for everybody who looks: it is renamed before it is emptied."""
-    going = _temporary(folder)
+    going = temporary_name(folder)
     with suppress(OSError):
         folder.rename(going)
         remove(going)
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".tmp-{_HOST}-{os.getpid()}-{_MARK}-{time.monotonic_ns()}"
-
-
-def _is_dead(stray: Path) -> bool:
-    try:
-        age = time.time() - stray.stat().st_mtime
-        _, host, process, mark, _ = stray.name.split("-")
-        number = int(process)
-    except OSError:
-        return False
-    except ValueError:
-        return age > STRAY_SECONDS
-    if age > STRAY_SECONDS:
-        return True
-    if host != _HOST or os.name == "nt":  # there is no harmless way to ask Windows
-        return False
-    return mark != _MARK if number == os.getpid() else not _is_alive(number)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _commit(temporary: Path, path: Path) -> None:
