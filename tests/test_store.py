@@ -471,7 +471,9 @@ def test_a_newer_protocol_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"protocol": "x"}', '{"protocol": null}'])
 def test_a_header_that_says_nothing_is_refused(tmp_path, content):
     (tmp_path / "sonde-store.json").write_text(content)
-    with pytest.raises(StoreError, match=r"sonde-store\.json cannot be read .* Delete the store"):
+    with pytest.raises(
+        StoreError, match=r"sonde-store\.json cannot be read .* Delete this file, .* what the store holds is kept"
+    ):
         Store(tmp_path)
 
 

@@ -126,9 +126,12 @@ class Reader:
         self.wanted = [*dict.fromkeys(self.blocks.values()), TOKENS]
         self.token_budget = token_budget
         self._halving = Halving(source.backbone.name)
-        self._own = {kind: store.column(kind.about(source)) for kind in self.wanted} if store else {}
+        self._own = (
+            {kind: store.column(kind.about(source), kind.width(source)) for kind in self.wanted} if store else {}
+        )
         narrow = [kind for kind in self.wanted if kind.columns is not None] if store else []
-        self._whole = {kind: store.column(replace(kind, columns=None).about(source)) for kind in narrow if store}
+        whole = {kind: replace(kind, columns=None) for kind in narrow}
+        self._whole = {kind: store.column(of.about(source), of.width(source)) for kind, of in whole.items() if store}
         self.columns = [*self._own.values(), *self._whole.values()]
         self.in_use: Sequence[Column] = self.columns
 

@@ -18,6 +18,7 @@ A file is written under a temporary name (`tables.strays`), flushed to the disk,
 import hashlib
 import os
 import shutil
+import stat
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,8 @@ HASH_BYTES = 16
 HEADER_BYTES = 320
 """No header of a shard is longer: two entries with offsets of up to 12 digits and a checksum come to 250 bytes."""
 
-_trusted: dict[Path, tuple[int, int]] = {}  # shards whose checksum was right, as they were then
+_trusted: dict[Path, tuple[tuple[int, ...], str | None, int | None]] = {}
+"""Shards whose checksum was right, as they were then."""
 
 
 def shard_name(keys: np.ndarray) -> str:
@@ -73,8 +75,12 @@ def read_hashes(path: Path) -> np.ndarray | None:
     """Keys of a shard, (row,); None, with a warning, if they are not those that its name stands for."""
     if not opens(path):
         return None
-    with safe_open(path, framework="pt") as shard:
-        raw = shard.get_tensor("hashes").numpy()
+    try:
+        with safe_open(path, framework="pt") as shard:
+            raw = shard.get_tensor("hashes").numpy()
+    except (OSError, SafetensorError) as error:
+        _pass_by(path, error)
+        return None
     keys = np.frombuffer(raw.tobytes(), dtype=f"S{HASH_BYTES}")
     if shard_name(keys) != path.name:
         set_aside(path)
@@ -90,49 +96,78 @@ def read_values(path: Path) -> Tensor:
 
 
 def opens(path: Path) -> bool:
-    """Whether a shard is whole; a cut one is set aside with a warning, one that is gone is simply not there."""
+    """Whether a shard is whole; a cut one is set aside with a warning, one that is gone is simply not there.
+
+    What is no plain file, a link or a pipe, was not written by sonde: it is neither opened nor followed. Neither is a
+    header read that is longer than ours.
+    """
     try:
-        with safe_open(path, framework="pt") as shard:
-            shapes = [shard.get_slice(name).get_shape() for name in ("hashes", "values")]
-            if shapes[0] == [shapes[1][0], HASH_BYTES]:
-                return True
+        if stat.S_ISREG(path.lstat().st_mode) and _header_bytes(path) <= HEADER_BYTES:
+            with safe_open(path, framework="pt") as shard:
+                found = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (no mapping)
+                hashes, values = found.pop("hashes", None), found.pop("values", None)
+                shapes = [[] if one is None else one.get_shape() for one in (hashes, values)]
+                fit = not found and len(shapes[1]) == 2 and shapes[0] == [shapes[1][0], HASH_BYTES]
+                if fit and hashes.get_dtype() == "U8":
+                    return True
     except FileNotFoundError:
         return False
-    except (SafetensorError, OSError):
+    except OSError as error:
+        _pass_by(path, error)
+        return False
+    except SafetensorError:
         pass
     set_aside(path)
     return False
 
 
-def is_intact(path: Path) -> bool:
+def is_intact(path: Path, dtype: str | None = None, width: int | None = None) -> bool:
     """Whether a shard holds what was written; if so it counts as used now, by its modification time.
 
-    The bytes are read once a process, unless the file changes. Access times would not do: looking at the hashes of a
-    shard may set them.
+    A damaged one is set aside with a warning. Values of another type or width than these, or that are not finite, are
+    damage too. The bytes are read once a process, unless the file changes. Access times would not do: looking at the
+    hashes of a shard may set them.
     """
     try:
-        if _trusted.get(path) != _state(path) and not _matches(path):
+        if _trusted.get(path) != (_state(path), dtype, width) and not _matches(path, dtype, width):
+            set_aside(path)
             return False
         with suppress(OSError):  # a store that may only be read
             os.utime(path)
-        _trusted[path] = _state(path)
-    except OSError:
+        _trusted[path] = _state(path), dtype, width
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _pass_by(path, error)
         return False
     return True
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file does: the time of its last change too, which nobody can set."""
     state = path.stat()
-    return state.st_mtime_ns, state.st_size
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def _matches(path: Path) -> bool:
+def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
     try:
         with safe_open(path, framework="pt") as shard:
             checksum = (shard.metadata() or {}).get("crc32")
-            return bool(checksum == _checksum(shard.get_tensor("hashes"), shard.get_tensor("values")))
+            hashes, values = shard.get_tensor("hashes"), shard.get_tensor("values")
     except SafetensorError:
         return False
+    if checksum != _checksum(hashes, values) or width not in (None, values.shape[1]):
+        return False
+    return dtype in (None, str(values.dtype).removeprefix("torch.")) and _is_finite(values)
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _header_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
 
 
 def _checksum(*tensors: Tensor) -> str:
@@ -151,11 +186,16 @@ def set_aside(path: Path) -> None:
         path.unlink()
 
 
+def _pass_by(path: Path, error: Exception) -> None:
+    """A shard that cannot be read now may be whole: it is left where it is."""
+    warn(f"The shard {path} cannot be read ({error}); its rows are read again.", "damaged_shards")
+
+
 def clear_strays(root: Path) -> None:
     """Remove the temporary files and folders of writers that are no more."""
     for pattern in (".tmp-*", "blocks/.tmp-*", "blocks/*/.tmp-*"):
         for stray in list(root.glob(pattern)):
-            if is_dead(stray):
+            if is_dead(stray) and not stray.parent.is_symlink():
                 remove(stray)
 
 

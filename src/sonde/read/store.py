@@ -31,7 +31,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sonde.errors import StoreError
+from sonde.errors import StoreError, warn
+from sonde.read.about import about_of, key_of, read_json, record_of
 from sonde.read.shards import (
     HASH_BYTES,
     HEADER_BYTES,
@@ -42,11 +43,11 @@ from sonde.read.shards import (
     opens,
     read_hashes,
     read_values,
-    set_aside,
     shard_name,
     write_file,
     write_shard,
 )
+from sonde.tables.strays import remove
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ class Column:
     """Shards that this run has found rows in, or written."""
     lost: set[str] = field(default_factory=set)
     """Shards in the indexes that are damaged or gone."""
+    width: int | None = None
+    """Numbers a row; shards of another width are damaged. None = any."""
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Which keys are present, (row,) bool. Shards that hold them are checked; damaged ones count as absent."""
@@ -159,9 +162,11 @@ class Column:
     def append(self, keys: np.ndarray, values: Tensor) -> None:
         """Write one shard; keys are distinct."""
         assert len(keys) == len(values)
+        if self.folder.is_symlink():  # sonde makes none: what it points to is not written to
+            remove(self.folder)
         if not (self.folder / "block.json").exists():
             _make(self.folder)
-            write_file(self.folder / "block.json", _record(self.about))
+            write_file(self.folder / "block.json", record_of(self.about))
         name = shard_name(keys)
         write_shard(self.folder / name, keys, values)
         self.used.add(name)
@@ -192,8 +197,7 @@ class Column:
         if name in self.used or name in self.lost:
             return name in self.used
         path = self.folder / name
-        if not is_intact(path):
-            set_aside(path)
+        if not is_intact(path, self.about.get("dtype"), self.width):
             self.lost.add(name)
             return False
         self.used.add(name)
@@ -230,16 +234,19 @@ class Store:
         self._bytes: int | None = None
         self._check()
 
-    def column(self, about: Mapping[str, Any]) -> Column:
+    def column(self, about: Mapping[str, Any], width: int | None = None) -> Column:
         """The block whose values are described by `about`; the name of its backbone says nothing about values."""
         about = {**about, "reading_version": READING_VERSION}
-        described = json.dumps({k: v for k, v in about.items() if k != "backbone"}, sort_keys=True)
-        folder = self.root / "blocks" / hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
-        if not (folder / "block.json").exists():
-            return Column(folder, about, merged=self._merged)
-        with suppress(OSError):  # a store that may only be read
-            (folder / "block.json").touch()
-        return Column(folder, about, [self._index_of(folder)], self._merged)
+        folder = self.root / "blocks" / key_of(about)
+        path = folder / "block.json"
+        if folder.is_symlink() or not path.exists():
+            return Column(folder, about, merged=self._merged, width=width)
+        with suppress(OSError, StoreError):  # a store that may only be read
+            if about_of(path) is None:
+                warn(f"{path} is damaged; it is written anew.", "damaged_shards")
+                write_file(path, record_of(about))
+            path.touch()
+        return Column(folder, about, [self._index_of(folder)], self._merged, width=width)
 
     def reserve(self, needed_bytes: int) -> None:
         """Refuse, before any work is done, what the disk or the limit cannot hold."""
@@ -297,10 +304,11 @@ class Store:
                 )
             return
         try:
-            protocol = int(json.loads(header.read_text())["protocol"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            protocol = int(read_json(header)["protocol"])
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
             raise StoreError(
-                f"{header} cannot be read ({error}). Delete the store {self.root} and run again."
+                f"{header} cannot be read ({error}). Delete this file, if {self.root} is a store: it is written anew, "
+                "and what the store holds is kept."
             ) from error
         if protocol > PROTOCOL:
             raise StoreError(
@@ -310,7 +318,7 @@ class Store:
 
     def _folders(self) -> list[Path]:
         found = [path.parent for path in self.root.glob("blocks/*/block.json")]
-        return sorted(folder for folder in found if not folder.name.startswith("."))
+        return sorted(one for one in found if not one.name.startswith(".") and not one.is_symlink())
 
     def _index_of(self, folder: Path) -> _Index:
         names = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
@@ -338,12 +346,8 @@ class Store:
 
 def block_bytes(about: Mapping[str, Any], rows: int, row_bytes: int, shards: int) -> int:
     """Bytes that a new block of so many rows takes on disk, in so many shards."""
-    record = len(_record({**about, "reading_version": READING_VERSION}))
+    record = len(record_of({**about, "reading_version": READING_VERSION}))
     return record + rows * (row_bytes + HASH_BYTES) + shards * HEADER_BYTES
-
-
-def _record(about: Mapping[str, Any]) -> bytes:
-    return json.dumps(about, indent=1, sort_keys=True).encode()
 
 
 def _unused(column: Column) -> list[Path]:
@@ -351,10 +355,15 @@ def _unused(column: Column) -> list[Path]:
 
 
 def _describe(folder: Path, index: _Index) -> dict[str, Any]:
+    path = folder / "block.json"
     try:
-        about = json.loads((folder / "block.json").read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder / 'block.json'} cannot be read ({error}). Delete {folder} and run again.") from error
+        about = about_of(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    if about is None:
+        raise StoreError(
+            f"{path} cannot be read: it is damaged. A run that reads this block writes it anew; or delete {folder}."
+        )
     return {
         **about,
         "rows": len(np.unique(index.keys)),
