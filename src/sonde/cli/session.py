@@ -25,7 +25,7 @@ def session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
     """Show progress and gather warnings; then print the result, by a function of `show.results` or as JSON."""
     from sonde.show import results, terminal
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal.log_lines()])
     result: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SondeWarning)
