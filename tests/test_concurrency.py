@@ -12,7 +12,7 @@ import collections, json, warnings
 import numpy as np
 from sonde.read.store import Column, hash_texts
 
-ROWS, WINDOW, WORKERS, SECONDS = 1200, 60, 8, 240
+ROWS, WINDOW, WORKERS, SECONDS = 1280, 80, 8, 240  # runs of fewer rows are not kept in a store with a limit
 extract_module.WINDOW_ROWS = WINDOW
 blocks = [*expand_blocks(0, sources[0], "hidden.1", "mean"), *expand_blocks(0, sources[0], "hidden.3", "max")]
 everything = list(texts(ROWS))
@@ -25,7 +25,7 @@ def work(seed, limit=None):
     warnings.simplefilter("error")
     mine = random.Random(seed).sample(everything, ROWS // 2)
     start = 0
-    for window in extract(mine, sources, blocks, Store(ROOT + "/store", limit)):
+    for window in extract(mine, sources, blocks, Store(ROOT + ("/limited" if limit else "/store"), limit)):
         rows = [place[text] for text in mine[start : start + window.rows]]
         for name, values in window.blocks.items():
             assert np.allclose(values, expected[name][rows], rtol=1e-4, atol=1e-5), "a wrong row"
@@ -65,7 +65,7 @@ column = next(c for r in [extract_module.Reader(0, sources[0], blocks, whole)] f
 rows = int(column.find(hash_texts(everything)).sum())
 damaged = [str(p) for p in Path(ROOT).glob("store/blocks/*/*.safetensors") if not extract_module_intact(p)]
 crowded = crowd(4, limit=150_000)
-size = sum(path.stat().st_size for path in Path(ROOT).rglob("*") if path.is_file())
+size = sum(path.stat().st_size for path in Path(ROOT).rglob("limited/**/*") if path.is_file())
 print(json.dumps({"killed": killed, "done": done, "left": left, "rows": rows, "damaged": damaged, "limited": crowded,
                   "bytes": size}))
 """

@@ -288,7 +288,7 @@ def _compare(path: Path, stated: Any, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         found = {"shape": list(array.shape), "dtype": array.dtype.name}
         if stated[name] != found:
-            raise ModelError(f"{path}: the array {name!r} is {found}, but {MANIFEST} says {stated[name]}.")
+            raise ModelError(f"{path}: the array {name!r} is {found}, but {MANIFEST} says {stated[name]!s:.100}.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ModelError(f"{path}: the array {name!r} holds NaN or infinity; the model is damaged.")
 

@@ -43,6 +43,8 @@ GIANT = 64
 vocabulary times feed-forward width is at most about once that, as far as they are neither quantised nor shared."""
 MAX_JSON_BYTES = 64 * 2**20
 """The index of a model of 10,000 weights has a megabyte."""
+LONGEST_NAME = 255
+"""What file systems take."""
 _SAMPLES = 8  # values read from each of three rows of a tensor: another checkpoint differs in nearly all of them
 
 
@@ -162,10 +164,9 @@ def _shards(index: Path) -> list[str]:
 def _inside(folder: Path, name: Any) -> Path:
     """A part of a checkpoint; a name that leads out of its folder is refused, whatever lies there."""
     parts = Path(str(name)).parts
-    if Path(str(name)).is_absolute() or ".." in parts or "\0" in str(name):
-        raise BackboneError(
-            f"The checkpoint {folder} names {str(name)!r}, which is outside its folder; it is not read."
-        )
+    if Path(str(name)).is_absolute() or ".." in parts or "\0" in str(name) or len(str(name)) > LONGEST_NAME:
+        shown = repr(str(name)[:80])
+        raise BackboneError(f"The checkpoint {folder} names {shown}, which is outside its folder; it is not read.")
     return folder / str(name)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.errors import ReadingError
+from sonde.errors import ReadingError, StoreError
 from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
@@ -40,6 +40,9 @@ SHORT_SHARD_BYTES = 4
 
 MANY_ROWS = 1024
 """After so many rows free memory goes back to the system; fewer, of a service, leave little behind."""
+
+ATTEMPTS = 2
+"""So often rows are looked for in the store; if it loses them each time, it is passed by."""
 
 COUNT_BYTES = 8
 """Two numbers of 32 bits."""
@@ -164,8 +167,18 @@ class Reader:
         return int(absent.sum())
 
     def _stored_or_read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> dict[Kind, Tensor]:
-        if not self._own:
-            return self._read(texts, self.wanted, first)
+        for _ in range(ATTEMPTS if self._own else 0):
+            stored, fresh = self._completed(texts, keys, first)
+            try:
+                return {kind: self._gather(kind, keys, found, fresh) for kind, found in stored.items()}
+            except StoreError as lost:  # another process has dropped them, to make room
+                logger.info("%s", lost)
+        return self._read(texts, self.wanted, first)
+
+    def _completed(
+        self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]
+    ) -> tuple[dict[Kind, np.ndarray], list[tuple[np.ndarray, dict[Kind, Tensor]]]]:
+        """What the store holds of each kind, and values that were read because it does not."""
         stored = {kind: self._find(kind, keys) for kind in self.wanted}
         missing = np.stack([~found.any(axis=1) for found in stored.values()], axis=1)  # row kind
         fresh: list[tuple[np.ndarray, dict[Kind, Tensor]]] = []
@@ -176,7 +189,7 @@ class Reader:
                 values = self._read([texts[i] for i in rows], kinds, {j: first[i] for j, i in enumerate(rows.tolist())})
                 fresh.append((rows, values))
                 self._keep(keys[rows], values, kinds)
-        return {kind: self._gather(kind, keys, found, fresh) for kind, found in stored.items()}
+        return stored, fresh
 
     def _find(self, kind: Kind, keys: np.ndarray) -> np.ndarray:
         """Bool (row, 2): whether the rows lie in the store by themselves; whether they do in rows of all features."""

@@ -20,8 +20,10 @@ import os
 import shutil
 import stat
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +78,7 @@ def read_hashes(path: Path) -> np.ndarray | None:
     if not opens(path):
         return None
     try:
-        with safe_open(path, framework="pt") as shard:
+        with _opened(path) as shard:
             raw = shard.get_tensor("hashes").numpy()
     except (OSError, SafetensorError) as error:
         _pass_by(path, error)
@@ -90,7 +92,7 @@ def read_hashes(path: Path) -> np.ndarray | None:
 
 def read_values(path: Path) -> Tensor:
     """Values of a shard, (row, dim), mapped from the file: only the rows that are used are read."""
-    with safe_open(path, framework="pt") as shard:
+    with _opened(path) as shard:
         values: Tensor = shard.get_tensor("values")
     return values
 
@@ -103,7 +105,7 @@ def opens(path: Path) -> bool:
     """
     try:
         if stat.S_ISREG(path.lstat().st_mode) and _header_bytes(path) <= HEADER_BYTES:
-            with safe_open(path, framework="pt") as shard:
+            with _opened(path) as shard:
                 found = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (no mapping)
                 hashes, values = found.pop("hashes", None), found.pop("values", None)
                 shapes = [[] if one is None else one.get_shape() for one in (hashes, values)]
@@ -151,7 +153,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
     try:
-        with safe_open(path, framework="pt") as shard:
+        with _opened(path) as shard:
             checksum = (shard.metadata() or {}).get("crc32")
             hashes, values = shard.get_tensor("hashes"), shard.get_tensor("values")
     except SafetensorError:
@@ -163,6 +165,16 @@ def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
 
 def _is_finite(values: Tensor) -> bool:
     return not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """`OSError` and `SafetensorError` alone: torch maps a shard by its name, after safetensors has opened it."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except RuntimeError as error:
+        raise (OSError if path.exists() else FileNotFoundError)(str(error)) from error
 
 
 def _header_bytes(path: Path) -> int:

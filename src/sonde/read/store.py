@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,6 +61,9 @@ DEFAULT_LIMIT_BYTES = 20 * 10**9
 
 SPARE_BYTES = 256 * 2**20
 """Disk that is left free for everybody else."""
+
+RECOUNT_SECONDS = 60.0
+"""What other processes write is seen that late: counting 10,000 files takes a tenth of a second."""
 
 FEW_INDEXES = 32
 """So many are searched one by one before they are merged: few enough to search, many enough to merge rarely."""
@@ -148,6 +152,8 @@ class Column:
                 rows = np.flatnonzero((at >= 0) & left & (index.shard[at] == shard))
                 values = self._values(index.names[shard])
                 if values is None:
+                    self.used.discard(index.names[shard])
+                    self.lost.add(index.names[shard])
                     continue
                 if out is None:
                     out = torch.empty((len(keys), values.shape[1]), dtype=values.dtype)
@@ -164,11 +170,13 @@ class Column:
         assert len(keys) == len(values)
         if self.folder.is_symlink():  # sonde makes none: what it points to is not written to
             remove(self.folder)
-        if not (self.folder / "block.json").exists():
-            _make(self.folder)
-            write_file(self.folder / "block.json", record_of(self.about))
         name = shard_name(keys)
-        write_shard(self.folder / name, keys, values)
+        try:
+            self._write(name, keys, values)
+        except StoreError:
+            if self.folder.exists():
+                raise
+            self._write(name, keys, values)  # another process dropped the block meanwhile, to make room
         self.used.add(name)
         self.lost.discard(name)
         self.shards.append(self._indexed((name,)))
@@ -186,6 +194,12 @@ class Column:
     def bytes(self) -> int:
         """Bytes of this block on disk."""
         return _bytes(self.folder)
+
+    def _write(self, name: str, keys: np.ndarray, values: Tensor) -> None:
+        if not (self.folder / "block.json").exists():
+            _make(self.folder)
+            write_file(self.folder / "block.json", record_of(self.about))
+        write_shard(self.folder / name, keys, values)
 
     def _indexed(self, names: tuple[str, ...]) -> _Index:
         if names not in self.merged:
@@ -232,6 +246,7 @@ class Store:
         self._indexes: dict[tuple[str, ...], _Index] = {}
         self._merged: WeakValueDictionary[tuple[str, ...], _Index] = WeakValueDictionary()
         self._bytes: int | None = None
+        self._counted = 0.0
         self._check()
 
     def column(self, about: Mapping[str, Any], width: int | None = None) -> Column:
@@ -270,8 +285,8 @@ class Store:
         """
         if self.limit_bytes is None:
             return True
-        if self._bytes is None:
-            self._bytes = sum(_bytes(folder) for folder in self._folders())
+        if self._bytes is None or time.monotonic() - self._counted > RECOUNT_SECONDS:
+            self._bytes, self._counted = sum(_bytes(folder) for folder in self._folders()), time.monotonic()
         oldest = self._drop_oldest(columns)
         while self._bytes + new_bytes > self.limit_bytes:
             freed = next(oldest, None)
@@ -332,16 +347,17 @@ class Store:
         """Delete one thing after the other, least recently used first, and say how many bytes each was."""
         in_use = {column.folder for column in columns}
         blocks = [folder for folder in self._folders() if folder not in in_use]
-        for folder in sorted(blocks, key=lambda f: (f / "block.json").stat().st_mtime_ns):
+        for folder in _oldest_first(blocks, "block.json"):
             size = _bytes(folder)
             logger.info("store: dropping %s, %.2f GB, unused for longest", folder.name, size / 1e9)
             drop_folder(folder)
             yield size
-        shards = [(path.stat(), path, column) for column in columns for path in _unused(column)]
-        for state, path, column in sorted(shards, key=lambda entry: entry[0].st_mtime_ns):
+        owners = {path: column for column in columns for path in _unused(column)}
+        for path in _oldest_first(list(owners)):
+            size = _bytes(path)
             path.unlink(missing_ok=True)
-            column.lost.add(path.name)
-            yield state.st_size
+            owners[path].lost.add(path.name)
+            yield size
 
 
 def block_bytes(about: Mapping[str, Any], rows: int, row_bytes: int, shards: int) -> int:
@@ -367,14 +383,36 @@ def _describe(folder: Path, index: _Index) -> dict[str, Any]:
     return {
         **about,
         "rows": len(np.unique(index.keys)),
-        "dim": int(read_values(folder / index.names[0]).shape[1]) if index.names else 0,
+        "dim": _width(folder, index),
         "shards": len(index.names),
         "bytes": _bytes(folder),
     }
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+def _width(folder: Path, index: _Index) -> int:
+    """Of the first shard that nobody has dropped meanwhile."""
+    for name in index.names:
+        with suppress(OSError, SafetensorError):
+            return int(read_values(folder / name).shape[1])
+    return 0
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of those in a folder; what another process drops meanwhile counts nothing."""
+    total = 0
+    for file in path.glob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def _oldest_first(paths: Sequence[Path], file: str = "") -> list[Path]:
+    """By the time of their last use; those that another process drops meanwhile are left out."""
+    used: list[tuple[int, Path]] = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            used.append(((path / file).stat().st_mtime_ns, path))
+    return [path for _, path in sorted(used)]
 
 
 def _make(folder: Path) -> None:
