@@ -1,4 +1,4 @@
-"""Fuzzing of one format, guided by coverage of sonde's own code: python fuzzing.py NAME RUNS FOLDER.
+"""Fuzzing of some formats, guided by coverage of sonde's own code: python fuzzing.py NAME[;NAME...] RUNS FOLDER.
 
 A crash is printed with its bytes, which then become a case of tests/test_fuzz.py.
 """
@@ -17,14 +17,16 @@ with atheris.instrument_imports(include=["sonde.tables", "sonde.saving", "sonde.
 
 def main() -> None:
     """Run libFuzzer from the sound file on; its exit status is that of the process."""
-    name, runs, place = sys.argv[1], int(sys.argv[2]), Path(tempfile.mkdtemp(dir=sys.argv[3]))
+    names, runs, place = sys.argv[1].split(";"), int(sys.argv[2]), Path(tempfile.mkdtemp(dir=sys.argv[3]))
     (place / "corpus").mkdir()
-    (place / "work").mkdir()
-    reader = READERS[name]
-    (place / "corpus" / "sound").write_bytes(reader.sound(place / "work"))
+    for number, name in enumerate(names):  # the first byte says of which format the others are
+        (place / str(number)).mkdir()
+        sound = READERS[name].sound(place / str(number))
+        (place / "corpus" / str(number)).write_bytes(bytes([number]) + sound)
 
     def once(content: bytes) -> None:
-        reader.survives(place / "work", content)
+        number = content[0] % len(names) if content else 0
+        READERS[names[number]].survives(place / str(number), content[1:])
 
     options = [f"-runs={runs}", "-seed=1", "-max_len=20000", "-timeout=20", "-rss_limit_mb=4096"]
     artifacts = f"-artifact_prefix={place}/"
