@@ -71,6 +71,27 @@ def test_a_batch_is_halved_until_it_fits(kind: str, long_text: str) -> None:
     assert 0 < len(too_many) <= 8, "what was too much once is tried again and again"
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN, and nothing is packed")
+@pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
+def test_texts_that_stand_in_one_row_are_halved_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {0: Source(load_backbone(str(build("bert")), dtype="bfloat16", device="cpu"), View(64))}
+    backbone, blocks = one[0].backbone, expand_blocks(0, one[0], "hidden.*", "mean")
+    assert backbone.packs([(block.site, block.pooling) for block in blocks])
+    expected, whole, seen = read(TEXTS, one, blocks), backbone.read_packed, []
+
+    def short(packed: Any, wanted: Any) -> Any:
+        seen.append(sum(span.rows for span in packed.spans))
+        if seen[-1] > 9:
+            raise ERRORS["cpu"]
+        return whole(packed, wanted)
+
+    monkeypatch.setattr(backbone, "read_packed", short)
+    window = read(TEXTS, one, blocks)
+    assert max(seen) > 9 and sum(rows for rows in seen if rows <= 9) == len(TEXTS)
+    for name, values in expected.blocks.items():
+        np.testing.assert_allclose(window.blocks[name], values, rtol=2e-2, atol=2e-2)
+
+
 def test_one_text_that_does_not_fit_is_a_sentence() -> None:
     one = {0: source("bert")}
     sentence = r"Memory does not suffice for one text in the backbone .*bert \(CUDA out of .*\)\. Read fewer tokens"
