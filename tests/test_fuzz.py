@@ -154,6 +154,13 @@ def test_what_fuzzing_found_stays_mended(name: str, content: bytes, tmp_path: Pa
     READERS[name].survives(tmp_path, content)
 
 
+def test_a_parquet_column_whose_name_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    sound = READERS["parquet"].sound(tmp_path)
+    assert b"text" in sound
+    said = READERS["parquet"].survives(tmp_path, sound.replace(b"text", b"t\xb6xt"))
+    assert "is not a readable parquet file" in said
+
+
 FUZZER = Path(__file__).with_name("fuzzing.py")
 
 

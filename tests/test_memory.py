@@ -104,6 +104,7 @@ def test_one_text_that_does_not_fit_is_a_sentence() -> None:
 
 
 def test_other_errors_pass() -> None:
+    assert not is_out_of_memory(ReadingError("Memory does not suffice for one text (CUDA out of memory)"))
     assert not is_out_of_memory(RuntimeError("shapes do not agree")) and not is_out_of_memory(ValueError("memory"))
     one = {0: source("bert")}
     with (

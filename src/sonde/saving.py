@@ -17,6 +17,7 @@ import glob
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,9 +222,12 @@ def _changed(path: Path) -> ModelError:
 
 def _bounded(path: Path, most: int) -> bytes:
     """The bytes of a file that has no more than that."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        blob = file.read(size + 1) if size <= most else b""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            blob = file.read(size + 1) if size <= most else b""
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
     if size > most:
         raise ModelError(f"{path} has {size:,} bytes; here it may have at most {most:,}. It is not read.")
     if len(blob) != size:
@@ -233,6 +237,8 @@ def _bounded(path: Path, most: int) -> bytes:
 
 def memory_bytes() -> int:
     """Physical memory of the machine."""
+    if not hasattr(os, "sysconf"):  # Windows, whose files this does not bound
+        return sys.maxsize
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sonde.errors import ReadingError, warn
+from sonde.errors import ReadingError, SondeError, warn
 
 T = TypeVar("T")
 
@@ -85,4 +85,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is torch, its allocator or Python that had no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, SondeError):  # it may repeat what torch said, of one text that cannot be halved
+        return False
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
