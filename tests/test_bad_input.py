@@ -281,7 +281,9 @@ def test_a_disk_that_is_full_when_predictions_are_written(
 ) -> None:
     monkeypatch.setattr(os, "fsync", full_disk)
     done = run("predict", model, train, "--out", tmp_path / "o.csv", *EXACT)
-    refused(last_lines(done), "o.csv could not be written: No space left on device", "Make room or choose another disk")
+    refused(
+        last_lines(done), "o.csv.parts/job.json could not be written: No space left", "Make room or choose another disk"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
 
 

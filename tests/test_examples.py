@@ -20,6 +20,7 @@ SAID = {
     "abstain": r"\d+ of 171 messages are answered, \d+ of .* wrong\n1[4-7]\d of 171 sets hold the true label",
     "explain": r"damaged_item: probability 0\.\d\d, .*(\n  \+\d\.\d\d .+){5}\nrefund_missing rather than .* -\d",
     "pipeline": r"hidden\.-1 +0\.[678]\d+\n.*'linear'",
+    "finetune_then_stc": r"its own head: .* of 12 new mails\nthe inside, pre.*\nthe inside, fine-tuned: (0\.[7-9]|1)",
     "serve_and_call": r"order_status +[01]\.\d\d +perhaps: .*order_status.*\ncancel_order ",
 }
 """Example -> what it must print; the others are run by the tests of the docs."""

@@ -1,7 +1,8 @@
 """A saved classifier, from its folder.
 
-load    folder or hub id -> TextClassifier, every disagreement refused with a sentence
-named   errors of a damaged record -> a sentence with its folder
+load     folder or hub id -> TextClassifier, every disagreement refused with a sentence
+recall   the same, without opening its backbones
+named    errors of a damaged record -> a sentence with its folder
 """
 
 import json
@@ -56,6 +57,22 @@ def load(
         If the folder is not a saved model, is damaged, is not found on the hub either, has a newer protocol, or a
         backbone is another than the one that the model was trained on.
     """
+    classifier = recall(folder, revision=revision, backbones=backbones, dtype=dtype, device=device, cache=cache)
+    with named(folder):
+        classifier.check_widths()
+    return classifier
+
+
+def recall(
+    folder: Path | str,
+    *,
+    revision: str | None = None,
+    backbones: Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache: str | Path | bool | None = "auto",
+) -> TextClassifier:
+    """Read a saved classifier, as `load` does, without opening its backbones: for who has others predict with it."""
     if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
         folder = hub.fetch(str(folder), revision)
     elif revision is not None:
@@ -65,7 +82,6 @@ def load(
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
         _compare(classifier, content, arrays)
         _move(classifier, backbones)
-        classifier.check_widths()
     return classifier
 
 

@@ -2,7 +2,6 @@
 
 labelled           texts and labels of a table
 cells              the texts of a table, streamed
-predicted_columns  the columns that predict adds to a table
 read_names         names of labels, from JSON
 bound              --max-tokens, for one or several backbones
 opened_cache       --cache and --no-cache
@@ -43,32 +42,6 @@ def cells(source: Path, text: str) -> Iterator[str]:
 
     for table in iter_tables(source, columns=[text]):
         yield from text_column(table, text)
-
-
-def predicted_columns(classifier: Any, texts: list[str], taken: list[str], least: float | None) -> dict[str, list[Any]]:
-    """The columns that predict adds, under names that the input does not use; `least` = where answers begin."""
-    probabilities = classifier.predict_proba(texts)
-    decided = classifier.decide(probabilities)
-    if classifier.multilabel_:
-        labels = [classifier.classes_[row].tolist() for row in decided]
-        shown = probabilities.astype(float).round(6).tolist()
-    else:
-        labels = classifier.name_labels(decided).tolist()
-        sure = probabilities.max(axis=1)
-        shown = sure.astype(float).round(6).tolist()
-        if least is not None:
-            from sonde.learn.abstention import withhold
-
-            labels = withhold(classifier.name_labels(decided), sure, least).tolist()
-    columns: dict[str, list[Any]] = {"label": labels, "probability": shown}
-    return {_free(name, taken): values for name, values in columns.items()}
-
-
-def _free(name: str, taken: list[str]) -> str:
-    """`name`, or `predicted_name` where the input has such a column already."""
-    while name in taken:
-        name = f"predicted_{name}"
-    return name
 
 
 def read_names(path: Path | None) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Commands that make a classifier and use it: fit, evaluate, report, predict, explain, inspect."""
 
-from collections import Counter
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sonde.cli.files import bound, cells, labelled, opened_cache, predicted_columns, read_names
+from sonde.cli.files import bound, cells, labelled, opened_cache, read_names
 from sonde.cli.options import (
     ABSTAIN_HELP,
     ETA_HELP,
@@ -21,10 +20,13 @@ from sonde.cli.options import (
     SITE_HELP,
     TARGET_HELP,
     WEIGHT_HELP,
+    Address,
     Backbones,
     Cache,
     Device,
     Dtype,
+    EngineName,
+    EngineOption,
     Json,
     Label,
     Long,
@@ -35,11 +37,16 @@ from sonde.cli.options import (
     NoCache,
     Separator,
     Text,
+    WorkerCount,
+    WorkerCpus,
+    WorkerGpus,
+    WorkerTimeout,
 )
 from sonde.cli.session import session
 from sonde.errors import ArgumentError, warn
 from sonde.learn.recipes import SAMPLE_ROWS
 from sonde.plan import BUNDLE
+from sonde.scale.workers import TIMEOUT_SECONDS, Workers
 
 
 def fit(
@@ -185,27 +192,32 @@ def predict(
     device: Device = "auto",
     cache: Cache = None,
     no_cache: NoCache = False,
+    workers: WorkerCount = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    worker_timeout: WorkerTimeout = TIMEOUT_SECONDS,
+    worker_cpus: WorkerCpus = None,
+    worker_gpus: WorkerGpus = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Label every row of a file; its columns are kept, label and probability are added."""
+    """Label every row of a file; its columns are kept, label and probability are added. Run again, it goes on."""
     with session("prediction", as_json) as result:
-        from sonde.loading import load
-        from sonde.tables import TableWriter, iter_tables, text_column
+        from sonde.scale import predict_file
 
-        classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=opened_cache(cache, no_cache))
-        least = None
-        if abstain_below is not None or target_error is not None:
-            least = classifier.answer_threshold(threshold=abstain_below, target_error=target_error)
-        counts: Counter[Any] = Counter()
-        with TableWriter(out, like=source) as writer:
-            for table in iter_tables(source):
-                predicted = predicted_columns(classifier, text_column(table, text), list(table.columns), least)
-                counts.update(None if one is None else str(one) for one in next(iter(predicted.values())))
-                writer.write({**table.columns, **predicted})
-        result |= {"out": str(out), "rows": sum(counts.values())}
-        if least is not None:  # a threshold that nothing reaches is none
-            result |= {"abstained": counts.pop(None, 0), "threshold": least if least <= 1 else None}
-        result["labels"] = dict(counts.most_common())
+        who = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
+        result |= predict_file(
+            model,
+            source,
+            out,
+            text=text,
+            threshold=abstain_below,
+            target_error=target_error,
+            backbones=backbone,
+            dtype=dtype,
+            device=device,
+            cache=opened_cache(cache, no_cache),
+            workers=who,
+        )
 
 
 def explain(

@@ -64,3 +64,21 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16."
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Folder for activations instead of the shared cache.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no activations.")]
+
+WORKERS_HELP = "So many processes, each with its model and its share of the cores or GPUs; with --engine ray, actors."
+TIMEOUT_HELP = "Seconds of silence after which a process counts as hanging; its rows are done by another."
+
+
+class EngineName(StrEnum):
+    """Where workers run."""
+
+    local = "local"
+    ray = "ray"
+
+
+WorkerCount = Annotated[int, typer.Option("--workers", help=WORKERS_HELP)]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where workers run; ray needs the extra `ray`.")]
+Address = Annotated[str | None, typer.Option("--address", help="A Ray cluster; by default one is started here.")]
+WorkerTimeout = Annotated[float, typer.Option("--worker-timeout", help=TIMEOUT_HELP)]
+WorkerCpus = Annotated[float | None, typer.Option("--worker-cpus", help="With ray: processors reserved for each.")]
+WorkerGpus = Annotated[float, typer.Option("--worker-gpus", help="With ray: GPUs reserved for each, such as 0.5.")]

@@ -1,7 +1,6 @@
 """What stands around every command: progress, warnings, the result, sentences for mistakes.
 
 session      shows progress, gathers warnings, prints the result
-note         a line on standard error
 complain     a mistake, in at most three lines
 """
 
@@ -44,13 +43,6 @@ def session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
     getattr(results, shown)(result)
     if counts:
         terminal.say("warnings: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
-
-
-def note(line: str) -> None:
-    """Say something on standard error."""
-    from sonde.show.terminal import say
-
-    say(line)
 
 
 def complain(sentence: str) -> None:

@@ -7,23 +7,31 @@ from typing import Annotated
 
 import typer
 
-from sonde.cli.files import bound, cells
+from sonde.cli.files import bound
 from sonde.cli.options import (
     SERVED_HELP,
     TOKEN_HELP,
+    Address,
     Backbones,
     Device,
     Dtype,
+    EngineName,
+    EngineOption,
     Json,
     Long,
     LongText,
     MaxTokens,
     Moved,
     Text,
+    WorkerCount,
+    WorkerCpus,
+    WorkerGpus,
+    WorkerTimeout,
 )
-from sonde.cli.session import note, session
+from sonde.cli.session import session
 from sonde.errors import SondeWarning
 from sonde.plan import BUNDLE
+from sonde.scale.workers import TIMEOUT_SECONDS, Workers
 
 
 def extract(
@@ -39,42 +47,32 @@ def extract(
     long_text: Long = LongText.cut,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    workers: WorkerCount = 1,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    worker_timeout: WorkerTimeout = TIMEOUT_SECONDS,
+    worker_cpus: WorkerCpus = None,
+    worker_gpus: WorkerGpus = 0.0,
     as_json: Json = False,
 ) -> None:
     """Read activations into a store; run again, it continues where it was stopped."""
     with session("extraction", as_json) as result:
-        from sonde.read.extract import extract as stream
-        from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
-        from sonde.tables import iter_tables
+        from sonde.scale import extract_file
 
-        rows = sum(table.rows for table in iter_tables(source, columns=[text]))
-        sources = open_sources(
-            dict(enumerate(backbone or [BUNDLE])),
+        who = Workers(workers, engine.value, address, worker_timeout, worker_cpus, worker_gpus)
+        result |= extract_file(
+            source,
+            out,
+            text=text,
+            backbones=backbone or [BUNDLE],
+            sites=site or ["hidden.*"],
+            poolings=pooling or ["mean"],
             max_tokens=bound(max_tokens),
             long_text=long_text.value,
             dtype=dtype,
             device=device,
+            workers=who,
         )
-        sites, poolings = site or ["hidden.*"], pooling or ["mean"]
-        found = [
-            b for i, s in sources.items() for one in sites for how in poolings for b in expand_blocks(i, s, one, how)
-        ]
-        blocks = list(dict.fromkeys(found))
-        store = open_store(out)
-        needed = prepare(rows, sources, blocks, store, texts=cells(source, text))
-        note(f"{rows:,} rows x {len(blocks)} blocks: at most {needed / 1e6:,.1f} MB in {out}")
-        truncated = lost = 0
-        for window in stream(cells(source, text), sources, blocks, store, total=rows):
-            truncated += int((window.lost > 0).any(axis=0).sum())
-            lost += int(window.lost.sum())
-        result |= {
-            "store": str(out),
-            "rows": rows,
-            "blocks": [block.name for block in blocks],
-            "truncated_rows": truncated,
-            "lost_tokens": lost,
-            "bytes_estimated": needed,
-        }
 
 
 def serve(

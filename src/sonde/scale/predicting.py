@@ -1,0 +1,192 @@
+"""Predicting: a file -> a file with labels, by one process, several, or a cluster.
+
+predict_file   label every row of a file of any length
+
+What is done is kept in OUT.parts until all is; then OUT appears in one step. A second run goes on where one stopped.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sonde.errors import DataError, SondeWarning, warn
+from sonde.progress import track
+from sonde.scale.crews import done, open_crew
+from sonde.scale.job import Job, identity
+from sonde.scale.outcome import Failure, Outcome
+from sonde.scale.parts import cut
+from sonde.scale.work import Predicting
+from sonde.scale.workers import Workers, as_workers
+from sonde.tables import TableWriter, iter_tables, write_table
+from sonde.tables.table import kind_of
+
+if TYPE_CHECKING:
+    from sonde.classifier import TextClassifier
+
+
+def predict_file(
+    model: Path | str,
+    source: Path | str,
+    out: Path | str,
+    *,
+    text: str = "text",
+    threshold: float | None = None,
+    target_error: float | None = None,
+    backbones: Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache: str | Path | bool | None = "auto",
+    workers: int | Workers = 1,
+) -> dict[str, Any]:
+    """Label every row of a file; its columns are kept, label and probability are added, the order stays.
+
+    Memory does not grow with the number of rows. A row that the model cannot read has no label, and stands in
+    OUT.failed.jsonl with its number and the reason.
+
+    Parameters
+    ----------
+    model : path or str
+        A saved model: a folder, or its id on the model hub.
+    source, out : path or str
+        Files, .csv, .tsv, .jsonl (.gz) or .parquet.
+    text : str
+        The column of texts.
+    threshold, target_error : float, optional
+        As in `TextClassifier.predict_or_abstain`.
+    backbones, dtype, device, cache
+        As in `load`.
+    workers : int or Workers
+        Processes, each with a model of its own and its share of the cores or GPUs; or actors of a Ray cluster, all of
+        whose machines find `model` and `source` under the same paths.
+
+    Returns
+    -------
+    dict
+        `out`, `rows`, `labels` (how many of each); with a threshold `abstained` and `threshold`; where rows failed,
+        `failed_rows` and `failed`, the file that names them.
+
+    Raises
+    ------
+    InputError
+        The model, the file or an option is wrong.
+
+    Warns
+    -----
+    SondeWarning
+        failed_rows, and what predicting warns of.
+    """
+    from sonde.loading import recall
+
+    source, out = Path(source), Path(out)
+    kind_of(out)
+    classifier = recall(model, backbones=backbones, dtype=dtype, device=device, cache=cache)
+    least = None
+    if threshold is not None or target_error is not None:
+        least = classifier.answer_threshold(threshold=threshold, target_error=target_error)
+    moved = None if backbones is None else tuple(backbones)
+    where = str(Path(model).resolve() if Path(model).exists() else model)  # actors have a working folder of their own
+    kept = cache.resolve() if isinstance(cache, Path) else cache
+    work = Predicting(where, moved, dtype, device, kept, least)
+    parts = cut(source, text)
+    about = {
+        "input": identity(source),
+        "text": text,
+        "model": _digest(classifier),
+        "dtype": dtype,
+        "least": repr(least),
+    }
+    with (
+        open_crew(work, as_workers(workers)) as crew,
+        Job(out, about, parts) as job,
+    ):
+        with track("reading", sum(part.rows for part in parts), "rows") as advance:
+            advance(sum(part.rows for part in parts if part.number in job.done))
+            for part, outcome in done(crew, source, text, job.left, advance):
+                job.keep(part, outcome)
+        if identity(source) != about["input"]:
+            raise DataError(f"{source} was changed while it was read. Run again, on a file that stays as it is.")
+        return _finish(job, source, out, least)
+
+
+def _digest(classifier: "TextClassifier") -> str:
+    """What makes a model this model: what `save` writes, and the fingerprints of its backbones."""
+    digest = hashlib.blake2b(json.dumps(classifier.manifest(), sort_keys=True).encode(), digest_size=16)
+    for name, array in sorted(classifier.arrays().items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _finish(job: Job, source: Path, out: Path, least: float | None) -> dict[str, Any]:
+    """Write the output from the input and the parts, and say what is in it."""
+    labels: Counter[Any] = Counter()
+    failed: list[Failure] = []
+    gathered = _Cells(_told(job.outcomes(), failed))
+    with TableWriter(out, like=source) as writer:
+        for table in iter_tables(source):
+            added = gathered.take(table.rows)
+            labels.update(None if one is None else str(one) for one in added["label"])
+            writer.write({**table.columns, **{free(name, table.names): cells for name, cells in added.items()}})
+    rows, unlabelled = sum(labels.values()), labels.pop(None, 0)
+    result: dict[str, Any] = {"out": str(out), "rows": rows, **report(failed, out)}
+    if least is not None:  # a threshold that nothing reaches is none
+        result |= {"abstained": unlabelled - len(failed), "threshold": least if least <= 1 else None}
+    return {**result, "labels": dict(labels.most_common())}
+
+
+def report(failed: Sequence[Failure], out: Path) -> dict[str, Any]:
+    """Write the rows that failed beside the output, and warn of them; a report of an earlier run goes."""
+    path = out.with_name(out.name + ".failed.jsonl")
+    if not failed:
+        path.unlink(missing_ok=True)
+        return {}
+    write_table(path, {"row": [one.row for one in failed], "reason": [one.reason for one in failed]})
+    warn(
+        f"{len(failed)} rows could not be read and have no result, the first is row {failed[0].row:,}: see {path}.",
+        "failed_rows",
+        len(failed),
+    )
+    return {"failed_rows": len(failed), "failed": str(path)}
+
+
+def _told(outcomes: Iterator[Outcome], failed: list[Failure]) -> Iterator[Outcome]:
+    """Pass outcomes on, with the warnings that workers met; rows that failed are gathered."""
+    for outcome in outcomes:
+        repeat(outcome)
+        failed += outcome.failed
+        yield outcome
+
+
+def repeat(outcome: Outcome) -> None:
+    """Warn here of what a worker was warned of."""
+    import warnings
+
+    for sentence, code, count in outcome.warnings:
+        warnings.warn(SondeWarning(sentence, code, count), stacklevel=2)
+
+
+class _Cells:
+    """The new columns, in stretches of another length than the parts."""
+
+    def __init__(self, outcomes: Iterator[Outcome]) -> None:
+        self.outcomes = outcomes
+        self.held: dict[str, list[Any]] = {"label": [], "probability": []}
+
+    def take(self, rows: int) -> dict[str, list[Any]]:
+        """The next rows."""
+        while len(self.held["label"]) < rows:
+            outcome = next(self.outcomes)
+            for name, cells in self.held.items():
+                cells += outcome.columns.get(name, [None] * outcome.rows)
+        taken = {name: cells[:rows] for name, cells in self.held.items()}
+        self.held = {name: cells[rows:] for name, cells in self.held.items()}
+        return taken
+
+
+def free(name: str, taken: Sequence[str]) -> str:
+    """`name`, or `predicted_name` where the input has such a column already."""
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
