@@ -563,6 +563,9 @@ def test_damaged_files_become_a_sentence(tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(tiny.build("bert"), folder)
     (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(BackboneError, match="which the 10 bytes of its weights cannot hold"):
+        load_backbone(str(folder))
+    (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}" + bytes(1000))
     with pytest.raises(BackboneError, match="cannot be loaded from"):
         load_backbone(str(folder))
     (folder / "config.json").write_text("{")

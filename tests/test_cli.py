@@ -341,7 +341,7 @@ def test_extract_options(files: Path, tmp_path: Path, run: Run) -> None:
 
 def test_inspect_describes_a_model(files: Path, run: Run) -> None:
     content = run("inspect", files / "model", "--json").json
-    assert content["kind"] == "model" and content["protocol"] == 1 and content["recipe"] == "linear"
+    assert content["kind"] == "model" and content["protocol"] == 2 and content["recipe"] == "linear"
     assert content["classes"] == ["post", "rail", "weather"] and content["backbones"]["0"]["id"] == BERT
     printed = run("inspect", files / "model")
     assert printed.code == 0 and narrow(printed.out) and printed.err == ""

@@ -1,5 +1,6 @@
 """Saved models: what comes back is what went in, and what was damaged on purpose is refused with a sentence."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -88,7 +89,7 @@ def test_a_loaded_model_saves_the_same_bytes(sound: dict[str, Path], tmp_path: P
 def test_the_folder_holds_three_files_and_nothing_executable(sound: dict[str, Path]) -> None:
     for folder in sound.values():
         assert sorted(path.name for path in folder.iterdir()) == ["README.md", "arrays.safetensors", "sonde.json"]
-        assert json.loads((folder / "sonde.json").read_text(encoding="utf-8"))["protocol"] == 1
+        assert json.loads((folder / "sonde.json").read_text(encoding="utf-8"))["protocol"] == 2
         assert load_file(folder / "arrays.safetensors")
 
 
@@ -154,7 +155,7 @@ def test_a_place_that_cannot_be_made_is_refused_before_training(tmp_path: Path) 
         saving.check_target(tmp_path / "plain" / "a" / "model")
 
 
-@pytest.mark.parametrize("step", ["fsync", "mkdir", "rename"])
+@pytest.mark.parametrize("step", ["fsync", "mkdir", "exchange", "rename"])
 def test_a_failed_save_leaves_the_old_model(step: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     classifier = make("lexical").fit(TEXTS, LABELS)
@@ -163,7 +164,9 @@ def test_a_failed_save_leaves_the_old_model(step: str, model: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os if step == "fsync" else Path, step, full)
+        if step == "rename":
+            patch.setattr(saving, "exchange", lambda one, other: False)
+        patch.setattr({"fsync": os, "exchange": saving}.get(step, Path), step, full)
         with pytest.raises(ModelError, match=r"Saving to .*model failed: .*No space left on device.*make room"):
             classifier.save(model)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
@@ -178,6 +181,10 @@ def edit_manifest(change: Callable[[dict[str, Any]], None]) -> Damage:
         path = folder / saving.MANIFEST
         content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
+        if isinstance(content.get("sha256"), dict):  # whoever edits a model can write its checksums too
+            arrays = (folder / saving.ARRAYS).read_bytes()
+            content["sha256"][saving.ARRAYS] = hashlib.sha256(arrays).hexdigest()
+            content["sha256"][saving.MANIFEST] = saving.digest(content)
         path.write_text(json.dumps(content), encoding="utf-8")
 
     return damage
@@ -261,7 +268,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no manifest": (no_file("sonde.json"), "is not a saved model: it has no sonde.json"),
     "no arrays": (no_file("arrays.safetensors"), "lacks arrays.safetensors: the model is incomplete"),
     # versions
-    "newer protocol": (put(2, "protocol"), "was saved with protocol 2; this sonde reads up to 1. Upgrade sonde"),
+    "newer protocol": (put(3, "protocol"), "was saved with protocol 3; this sonde reads up to 2. Upgrade sonde"),
     "protocol zero": (put(0, "protocol"), "states protocol 0, which never was"),
     "protocol of text": (put("1", "protocol"), "is not the manifest of a saved model"),
     "protocol true": (put(True, "protocol"), "is not the manifest of a saved model"),
@@ -283,6 +290,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing kind": (drop("learner", "kind"), "The model holds a learner of kind None"),
     "unknown kind": (put("oracle", "learner", "kind"), "learner of kind 'oracle'; known are: logistic"),
     "unknown recipe": (put("magic", "recipe"), "The recipe 'magic' is unknown"),
+    "many backbones": (
+        edit_manifest(lambda content: content["backbones"].update({"999999999": content["backbones"]["0"]})),
+        "The backbones are not numbered from 0 to 63",
+    ),
     # values of the manifest
     "temperature NaN": (rewrite("sonde.json", '"temperature": ', '"temperature": NaN, "x": '), "NaN is no JSON value"),
     "temperature infinite": (rewrite("sonde.json", '"temperature": ', '"temperature": 1e999, "y": '), "'y'"),

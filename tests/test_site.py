@@ -58,7 +58,8 @@ def test_a_broken_link_fails(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(CHECKOUT / "docs", checkout / "docs")
     shutil.copytree(CHECKOUT / "src", checkout / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "mkdocs.yml", checkout)
+    for name in ("mkdocs.yml", "SECURITY.md"):
+        shutil.copy(CHECKOUT / name, checkout)
     page = checkout / "docs" / "tutorial.md"
     page.write_text(page.read_text(encoding="utf-8").replace("(recipes.md)", "(recipes.md#nowhere)").replace(
         "(reasons.md)", "(reason.md)"), encoding="utf-8")  # fmt: skip

@@ -10,7 +10,7 @@ SondeError
 │   ├── StoreError                 the activation store, its folder or its disk
 │   └── EndpointError              a language model behind HTTP that is not reached, refuses, or answers nonsense
 │       └── BudgetError            what it may cost is spent
-├── ReadingError (RuntimeError)    a backbone produced NaN or infinity
+├── ReadingError (RuntimeError)    a backbone produced NaN or infinity, or memory did not suffice for one text
 └── MissingExtraError (ImportError)  an optional dependency is not installed
 
 SondeWarning (UserWarning)         work goes on; carries a code and a count for summaries
@@ -63,7 +63,7 @@ class BudgetError(EndpointError):
 
 
 class ReadingError(SondeError, RuntimeError):
-    """A backbone produced values that are not finite."""
+    """A backbone produced values that are not finite, or memory did not suffice for one text."""
 
 
 class MissingExtraError(SondeError, ImportError):

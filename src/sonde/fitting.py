@@ -7,7 +7,6 @@ Recipes that choose neurons do it on a sample of the rows, read at every site; t
 that were kept alone. All sites of a 7B model take a megabyte a text.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from sonde.learn.problem import Outcome, Problem
 from sonde.learn.recipes import Recipe, Sparsity
 from sonde.learn.splitting import draw
 from sonde.plan import groups
+from sonde.saving import memory_bytes
 
 if TYPE_CHECKING:
     from sonde.read.blocks import Block, Source, Window
@@ -121,8 +121,3 @@ class _Reading:
                 f"{needed / 1e9:.1f} GB at once; this machine has {there / 1e9:.1f} GB. Give fewer rows, a recipe that "
                 "reads less (sonde recipes), or for stc fewer rows to choose neurons on (sample_rows)."
             )
-
-
-def memory_bytes() -> int:
-    """Physical memory of the machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

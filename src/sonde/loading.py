@@ -2,6 +2,7 @@
 
 load     folder or hub id -> TextClassifier, every disagreement refused with a sentence
 recall   the same, without opening its backbones
+named    errors of a damaged record -> a sentence with its folder
 """
 
 import json
@@ -20,6 +21,12 @@ from sonde.learn import abstention, conformal, learning
 from sonde.learn.problem import Record
 from sonde.learn.recipes import find
 from sonde.plan import ABOUT, BUNDLE
+
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+"""What Python says of entries that no fit has written: missing, of another kind or size, nested without end."""
+
+MOST_BACKBONES = 64
+"""LLMEmbed reads three; a number of a billion must not become a list of that length."""
 
 
 def load(
@@ -51,7 +58,7 @@ def load(
         backbone is another than the one that the model was trained on.
     """
     classifier = recall(folder, revision=revision, backbones=backbones, dtype=dtype, device=device, cache=cache)
-    with _explained(folder):
+    with named(folder):
         classifier.check_widths()
     return classifier
 
@@ -66,12 +73,12 @@ def recall(
     cache: str | Path | bool | None = "auto",
 ) -> TextClassifier:
     """Read a saved classifier, as `load` does, without opening its backbones: for who has others predict with it."""
-    if not Path(folder).exists() and hub.looks_like_an_id(str(folder)):
+    if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
         folder = hub.fetch(str(folder), revision)
     elif revision is not None:
         raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
     content, arrays = saving.load(folder)
-    with _explained(folder):
+    with named(folder):
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
         _compare(classifier, content, arrays)
         _move(classifier, backbones)
@@ -79,21 +86,23 @@ def recall(
 
 
 @contextmanager
-def _explained(folder: Path | str) -> Iterator[None]:
-    """Turn what goes wrong with odd entries into a sentence that names the model."""
+def named(folder: Path | str) -> Iterator[None]:
+    """What goes wrong while a record is understood becomes a `ModelError` that names the folder."""
     try:
         yield
     except InputError as error:
         if isinstance(error, RecipeError | DataError):  # of an entry that no fit has written
             raise ModelError(f"{folder} is damaged: {error} Copy it again or train it again.") from error
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except DAMAGED as error:
         what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise ModelError(f"{folder} is damaged: {what}. Copy it again or train it again.") from error
 
 
 def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[str, Any]) -> TextClassifier:
     known = {int(index): {name: about[name] for name in ABOUT} for index, about in content["backbones"].items()}
+    if not all(0 <= index < MOST_BACKBONES for index in known):
+        raise ModelError(f"The backbones are not numbered from 0 to {MOST_BACKBONES - 1}; the model is damaged.")
     names = tuple(known.get(i, {"id": BUNDLE})["id"] for i in range(max(known, default=0) + 1))
     if here["dtype"] == "auto" and known and all(about["dtype"] == "float32" for about in known.values()):
         here = {**here, "dtype": "float32"}  # what was trained on exact values is not read in coarser ones unasked

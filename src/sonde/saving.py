@@ -5,12 +5,20 @@ check_target   whether a folder may become a saved model
 save        manifest and arrays -> folder, whole or not at all
 load        folder -> manifest and arrays, every disagreement refused with a sentence
 manifest    the manifest alone
+standing    where a model stands whose saving was killed half-way
+memory_bytes  of this machine; larger arrays are not read
 PROTOCOL    the version of the layout; older ones keep their reader, newer ones are refused
+
+The manifest holds the SHA-256 of the arrays and of itself: they find damage, not malice, since who writes a model
+writes them too.
 """
 
+import glob
+import hashlib
 import json
 import os
-import shutil
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,22 +30,29 @@ from safetensors.numpy import save as save_safetensors
 
 from sonde.card import CARD, card, untouched
 from sonde.errors import ModelError
+from sonde.tables.atomic import exchange, sync_folder
+from sonde.tables.strays import is_dead, remove, temporary_name
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""2 has checksums; models of 1 are read without."""
 MANIFEST = "sonde.json"
 ARRAYS = "arrays.safetensors"
 
-MAX_MANIFEST_BYTES = 64 * 2**20
-"""A manifest holds names and settings; the largest that we write, 100,000 label names, has 5 MB."""
+MAX_MANIFEST_BYTES = 16 * 2**20
+"""A manifest holds names and settings; the largest that we write, 100,000 label names, has 5 MB. As Python objects the
+worst JSON takes twenty times its bytes."""
 
-MAX_HEADER_BYTES = 100 * 10**6
-"""The bound of the safetensors format itself."""
+MAX_HEADER_BYTES = 2**20
+"""Of the arrays; the format allows 100 MB. A hundred bytes an array: a cascade over 32 layers has 200 of them."""
 
 ENTRIES = {
     *("format", "protocol", "recipe", "settings", "backbones", "classes", "multilabel", "matrix_labels"),
-    *("label_names", "temperature", "summary", "versions", "learner", "arrays"),
+    *("label_names", "temperature", "summary", "versions", "learner", "arrays", "sha256"),
 }
 """What a manifest of this protocol holds: no less, no more."""
+
+SINCE = {"sha256": 2}
+"""Entries that came with a protocol."""
 
 
 def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -59,27 +74,49 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
     target = check_target(folder).resolve()  # a symbolic link keeps pointing at the folder it names
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # keeps arrays without dimensions
     shapes = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in sorted(arrays.items())}
+    blob = save_safetensors(arrays)
     manifest = {"format": "sonde model", "protocol": PROTOCOL, **content, "arrays": shapes}
+    manifest["sha256"] = {MANIFEST: digest(manifest), ARRAYS: hashlib.sha256(blob).hexdigest()}
     assert manifest.keys() == ENTRIES, "a manifest holds what its protocol says"
-    fresh = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    fresh = temporary_name(target, f".{target.name}")
+    old = target.parent / f".{target.name}.old-{time.monotonic_ns()}"
     try:
         fresh.mkdir(parents=True)
         _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode())
-        _write(fresh / ARRAYS, save_safetensors(arrays))
+        _write(fresh / ARRAYS, blob)
         _write(fresh / CARD, card(manifest).encode("utf-8", "backslashreplace"))
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
+        sync_folder(fresh)
+        if not target.exists() or not exchange(fresh, target):
+            if target.exists():
+                target.rename(old)
+            fresh.rename(target)
+        sync_folder(target.parent)
     except OSError as error:
         raise ModelError(
             f"Saving to {target} failed: {error}. Nothing was changed; make room or give another folder."
         ) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not target.exists():
             old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _sweep(target, fresh)
+
+
+def standing(folder: Path | str) -> Path:
+    """The folder; or, where saving was killed between two renames, the one that held the model before.
+
+    Systems that exchange two names in one step never leave that.
+    """
+    target = Path(folder)
+    if target.exists():
+        return target
+    olds = target.parent.glob(f".{glob.escape(target.name)}.old-*")
+    return max(olds, key=lambda old: old.stat().st_ctime_ns, default=target)
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, its checksums apart; white space and the order of entries say nothing."""
+    said = {name: entry for name, entry in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def check_target(folder: Path | str) -> Path:
@@ -120,28 +157,38 @@ def load(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         another shape or dtype than its manifest says.
     """
     content = manifest(folder)
-    path = Path(folder) / ARRAYS
+    try:
+        return content, _arrays(standing(folder), content)
+    except ModelError:
+        again = manifest(folder)
+        if again == content:
+            raise
+    return again, _arrays(standing(folder), again)  # somebody saved between the two looks
+
+
+def _arrays(folder: Path, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    path = folder / ARRAYS
     if not path.is_file():
         raise ModelError(f"{folder} lacks {ARRAYS}: the model is incomplete. Copy it again or train it again.")
-    blob = path.read_bytes()
+    blob = _bounded(path, memory_bytes())
     _check_header(path, blob)
     try:
-        arrays = load_safetensors(blob)
+        arrays: dict[str, np.ndarray] = load_safetensors(blob)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{path} is cut or damaged ({error}). Copy the model again or train it again.") from error
     _compare(path, content.get("arrays"), arrays)
-    return content, arrays
+    if content["protocol"] >= SINCE["sha256"] and content["sha256"].get(ARRAYS) != hashlib.sha256(blob).hexdigest():
+        raise _changed(path)
+    return arrays
 
 
 def manifest(folder: Path | str) -> dict[str, Any]:
     """Read and check `sonde.json` alone."""
-    path = Path(folder) / MANIFEST
+    path = standing(folder) / MANIFEST
     if not path.is_file():
         what = "does not exist" if not Path(folder).exists() else f"is not a saved model: it has no {MANIFEST}"
         raise ModelError(f"{folder} {what}. Give a folder that `sonde fit --out` or `TextClassifier.save` wrote.")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ModelError(f"{path} has {path.stat().st_size:,} bytes; a manifest has at most {MAX_MANIFEST_BYTES:,}.")
-    content = _parse(path, path.read_bytes())
+    content = _parse(path, _bounded(path, MAX_MANIFEST_BYTES))
     if content.get("format") != "sonde model" or type(content.get("protocol")) is not int:
         raise ModelError(f"{path} is not the manifest of a saved model.")
     if content["protocol"] > PROTOCOL:
@@ -155,10 +202,53 @@ def manifest(folder: Path | str) -> dict[str, Any]:
 
 
 def _compare_entries(path: Path, content: Mapping[str, Any]) -> None:
-    for name in sorted(ENTRIES - content.keys()):
+    entries = {name for name in ENTRIES if content["protocol"] >= SINCE.get(name, 1)}
+    for name in sorted(entries - content.keys()):
         raise ModelError(f"{path} lacks the entry {name!r}; the model is damaged. Copy it again or train it again.")
-    for name in sorted(content.keys() - ENTRIES):
+    for name in sorted(content.keys() - entries):
         raise ModelError(f"{path} holds the unknown entry {name!r}; it is not trusted. Train it again.")
+    if "sha256" in entries and (
+        not isinstance(content["sha256"], dict) or content["sha256"].get(MANIFEST) != digest(content)
+    ):
+        raise _changed(path)
+
+
+def _changed(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is not what was saved: its checksum differs, so it was damaged or edited since. Copy the model again "
+        "or train it again."
+    )
+
+
+def _bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file that has no more than that."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            blob = file.read(size + 1) if size <= most else b""
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if size > most:
+        raise ModelError(f"{path} has {size:,} bytes; here it may have at most {most:,}. It is not read.")
+    if len(blob) != size:
+        raise ModelError(f"{path} changed while it was read: load the model again.")
+    return blob
+
+
+def memory_bytes() -> int:
+    """Physical memory of the machine."""
+    if not hasattr(os, "sysconf"):  # Windows, whose files this does not bound
+        return sys.maxsize
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _sweep(target: Path, fresh: Path) -> None:
+    """Remove what was replaced, and what writers of this model left who are no more."""
+    name = glob.escape(target.name)
+    dead = [stray for stray in target.parent.glob(f".{name}.tmp-*") if is_dead(stray)]
+    old = list(target.parent.glob(f".{name}.old-*")) if target.exists() else []
+    for stray in (fresh, *dead, *old):
+        remove(stray)
 
 
 def _check_header(path: Path, blob: bytes) -> None:
@@ -204,7 +294,7 @@ def _compare(path: Path, stated: Any, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         found = {"shape": list(array.shape), "dtype": array.dtype.name}
         if stated[name] != found:
-            raise ModelError(f"{path}: the array {name!r} is {found}, but {MANIFEST} says {stated[name]}.")
+            raise ModelError(f"{path}: the array {name!r} is {found}, but {MANIFEST} says {stated[name]!s:.100}.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ModelError(f"{path}: the array {name!r} holds NaN or infinity; the model is damaged.")
 

@@ -89,13 +89,14 @@ class AnswerFile:
         beginning = f'{{"{_HEADER}"'.encode()
         if content and not self._headed and not beginning.startswith(content[: len(beginning)]):
             raise DataError(f"{path} is no file of answers that sonde wrote; name another folder with answers=...")
-        if any(entry.get(_HEADER, 1) > PROTOCOL for entry in whole):
+        stated = [entry[_HEADER] for entry in whole if isinstance(entry.get(_HEADER), int)]
+        if any(number > PROTOCOL for number in stated):
             raise DataError(f"{path} was written by a newer sonde; update sonde, or name another folder.")
         if len(whole) < len(found):
             logger.info("%s: %d torn lines are skipped; these requests are asked again", path, len(found) - len(whole))
         for entry in whole:
             answer = _to_answer(entry)
-            if answer is not None:
+            if answer is not None and isinstance(entry.get("key"), str):
                 self._answers[entry["key"]] = answer
 
 
@@ -134,7 +135,7 @@ def _to_line(key: str, answer: Answer) -> str:
 def _from_line(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 
@@ -146,5 +147,5 @@ def _to_answer(entry: dict[str, Any]) -> Answer | None:
         if "logprobs" not in entry:
             return plain
         return replace(plain, logprobs=tuple(map(float, entry["logprobs"])), ends=tuple(map(int, entry["ends"])))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

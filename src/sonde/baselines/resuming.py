@@ -70,15 +70,15 @@ class States:
             )
 
     def _known(self) -> Any:
-        if self.folder.is_file() or (
-            self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / RUN).is_file()
-        ):
+        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        others = [name for name in held if not name.startswith(".sonde.tmp-")]  # of a writer that was killed at once
+        if self.folder.is_file() or (others and RUN not in others):
             raise ArgumentError(f"resume: {self.folder} is not the folder of a run. Give one that is new or empty.")
         if not self.folder.is_dir() or not (self.folder / RUN).is_file():
             return None
         try:
             return json.loads((self.folder / RUN).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(RUN, error) from error
 
     def load(self) -> State | None:
@@ -89,8 +89,10 @@ class States:
         try:
             with safe_open(path, framework="pt") as file:
                 position = json.loads((file.metadata() or {})["position"])
+            if not isinstance(position, dict):
+                raise ValueError("it says no position")
             return State(position, load_file(path))
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise self._damaged(STATE, error) from error
 
     def save(self, state: State) -> None:
@@ -102,7 +104,7 @@ class States:
         try:
             weights: dict[str, Tensor] = load_file(self._best(epoch))
             return weights
-        except (SafetensorError, FileNotFoundError) as error:
+        except (OSError, SafetensorError) as error:
             raise self._damaged(self._best(epoch).name, error) from error
 
     def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
@@ -140,6 +142,11 @@ def _differences(known: Any, run: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} ({_HIDDEN[name]})"
         if name in _HIDDEN
-        else f"{name} ({known.get(name)!r} there, {run.get(name)!r} here)"
+        else f"{name:.60} ({_short(known.get(name))} there, {_short(run.get(name))} here)"
         for name in names
     )
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -50,7 +50,7 @@ def read_names(path: Path | None) -> dict[str, str]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--label-names {path} cannot be read: {error}.") from error
     content = content.get("label_names", content) if isinstance(content, dict) else content
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()

@@ -18,13 +18,16 @@ from sonde.errors import SondeWarning
 SAID_OF_A_KIND = 3
 """Warnings of one kind that are printed: a long file is judged stretch by stretch and would repeat them."""
 
+LONGEST_LINE = 4000
+"""Characters of a line of an error: what a stranger's file holds is repeated no further."""
+
 
 @contextmanager
 def session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
     """Show progress and gather warnings; then print the result, by a function of `show.results` or as JSON."""
     from sonde.show import results, terminal
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal.log_lines()])
     result: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SondeWarning)
@@ -43,11 +46,12 @@ def session(shown: str, as_json: bool) -> Iterator[dict[str, Any]]:
 
 
 def complain(sentence: str) -> None:
-    """At most three lines."""
+    """At most three lines, none of them longer than what names of files and labels need."""
     from sonde.show.terminal import say
 
     lines = [line for line in sentence.splitlines() if line.strip()]
-    say("error: " + "\n".join([*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines))
+    lines = [*lines[:2], " ".join(lines[2:])] if len(lines) > 3 else lines
+    say("error: " + "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..." for line in lines))
 
 
 def _tell(caught: list[warnings.WarningMessage]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from sonde.classifier import TextClassifier
 from sonde.learn import learning
 from sonde.learn.importance import BlockImportance, importance, lacks_widths
 from sonde.learn.problem import Fitted, Record
-from sonde.loading import load
+from sonde.loading import load, named
 
 STRETCHES = 128
 """Three neurons each of a small encoder, 32 of a 7B decoder: as fine as a picture shows, and bounded for any model."""
@@ -43,8 +43,9 @@ def map_layers(folder: Path | str) -> list[dict[str, Any]]:
     """
     content, arrays = saving.load(folder)
     learner = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
-    model = learning.restore(Record(content["learner"], learner))
-    return _mapped(model, _widths(load(folder, cache=None)) if lacks_widths(model) else {})
+    with named(folder):
+        model = learning.restore(Record(content["learner"], learner))
+        return _mapped(model, _widths(load(folder, cache=None)) if lacks_widths(model) else {})
 
 
 def layers_of(classifier: TextClassifier) -> list[dict[str, Any]]:

@@ -244,7 +244,7 @@ class FusionHead:
         """
         try:
             return cls._from_record(record)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"The saved fusion head is damaged: {str(error).splitlines()[-1].strip()}") from error
 
     @classmethod
@@ -257,6 +257,12 @@ class FusionHead:
         if len(widths) != len(names.deep + names.sentences):
             raise ValueError(f"{len(widths)} widths for {len(names.deep + names.sentences)} blocks")
         shape = Roles(tuple(widths[: len(names.deep)]), tuple(widths[len(names.deep) :]))
+        if len(kept["hidden"]) > len(record.arrays):
+            raise ValueError(f"{len(kept['hidden'])} hidden layers for {len(record.arrays)} arrays")
+        with torch.device("meta"):  # takes no memory: what a stranger's numbers would take must be there already
+            sketch = FusionNetwork(given["row"], shape, given["n_classes"], setting).state_dict()
+        if odd := sorted(name for name, t in sketch.items() if record.arrays[name].shape != tuple(t.shape)):
+            raise ValueError(f"the array {odd[0]!r} is no {tuple(sketch[odd[0]].shape)}")
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             network = FusionNetwork(given["row"], shape, given["n_classes"], setting).eval()
         network.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in record.arrays.items()})

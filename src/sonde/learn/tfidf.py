@@ -68,7 +68,11 @@ class Block:
     def restored(cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
         """The block from its settings and arrays."""
         kind = Kind(**settings["kind"])
-        text, ends = arrays["words"].tobytes(), arrays["word_ends"].tolist()
+        text, stops = arrays["words"].tobytes(), arrays["word_ends"]
+        if (np.diff(stops, prepend=0) < 0).any() or (stops[-1] if len(stops) else 0) != len(text):
+            # words that overlap would take as many times the memory of the file as it has words
+            raise ModelError(f"The words of kind {kind.name!r} do not follow one another: the model is damaged.")
+        ends = stops.tolist()
         words = tuple(text[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise([0, *ends]))
         levels = tuple(arrays[f"codes.{level}"] for level in range(kind.longest - kind.shortest + 1))
         vocabulary, columns, idf = Vocabulary(kind, words, levels), arrays["columns"], arrays["idf"]

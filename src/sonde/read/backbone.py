@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from sonde.errors import BackboneError, choose
 from sonde.precision import choose_device, choose_dtype
 from sonde.read.attention import quicken_attention
-from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence
+from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence, refuse_giants
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
 from sonde.read.linear import quicken
@@ -106,7 +106,9 @@ class Backbone:
     """
 
     def __init__(self, name: str, path: Path, dtype: torch.dtype, device: torch.device, trust: bool) -> None:
-        refuse_experts(read_config(path), f"Backbone {name!r}")
+        config = read_config(path)
+        refuse_experts(config, f"Backbone {name!r}")
+        refuse_giants(path, config)
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         model, self.tokenizer, missing = _load(name, path, dtype, trust)
         model.to(device)
@@ -115,7 +117,7 @@ class Backbone:
         keeps_apart = quicken_attention(model, probe)
         self._lock = threading.RLock()
         self._forward = Forward(model, probe, name, keeps_apart)
-        self._descent = Descent(self._forward)
+        self._descent = Descent(self._forward, name)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
         self.max_positions = max_positions(model)

@@ -1,7 +1,8 @@
 """Checkpoints: from the name of a backbone to a complete local folder, and what its files say.
 
-find_checkpoint   hub id or folder -> local folder; cache, hub and offline bundle in this order
+complete_folder   a folder that has what a checkpoint needs, or a sentence
 read_config       config.json of a folder
+refuse_giants     sizes that its weights do not bear out
 read_sentence     how a sentence-transformers folder turns token states into a sentence embedding
 fingerprint       what identifies a checkpoint: config, tokenizer files, sampled tensors
 Sentence          the recipe of a sentence embedding
@@ -9,6 +10,7 @@ Sentence          the recipe of a sentence embedding
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,24 @@ _TOKENIZER = (
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 _VOLATILE = {"transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "use_cache"}
+_LAYERS = {
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("num_decoder_layers", "encoder_layers", "decoder_layers"),
+}
+_SIZES = _LAYERS | {
+    *("vocab_size", "hidden_size", "embedding_size", "d_model", "n_embd", "dim", "d_kv", "head_dim", "n_head"),
+    *("intermediate_size", "d_ff", "n_inner", "ffn_dim", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim"),
+    "num_attention_heads",
+}
+MOST_LAYERS = 1000
+"""The deepest open models have 126; each takes time and memory before any weight is looked at."""
+GIANT = 64
+"""The two largest sizes span a matrix at most so many times as large as all weights have bytes: in real checkpoints
+vocabulary times feed-forward width is at most about once that, as far as they are neither quantised nor shared."""
+MAX_JSON_BYTES = 64 * 2**20
+"""The index of a model of 10,000 weights has a megabyte."""
+LONGEST_NAME = 255
+"""What file systems take."""
 _SAMPLES = 8  # values read from each of three rows of a tensor: another checkpoint differs in nearly all of them
 
 
@@ -50,15 +70,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def refuse_giants(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse sizes for which room would be made before it is noticed that the weights have others."""
+    there = sum((folder / name).stat().st_size for name in _weight_files(folder))
+    sizes = {name: size for name, size in config.items() if name in _SIZES and type(size) is int}
+    if (layers := max((sizes[name] for name in _LAYERS & sizes.keys()), default=0)) > MOST_LAYERS:
+        raise BackboneError(f"{folder / 'config.json'} names {layers:,} layers; sonde reads up to {MOST_LAYERS:,}.")
+    large = sorted(sizes.items(), key=lambda entry: entry[1])[-2:]
+    if math.prod(size for _, size in large) > GIANT * there:
+        raise BackboneError(
+            f"{folder / 'config.json'} says {' and '.join(f'{name} {size:,}' for name, size in large)}, which the "
+            f"{there:,} bytes of its weights cannot hold; the checkpoint is damaged or not what it says."
+        )
+    for part in config.values():  # of models with several towers
+        if isinstance(part, dict):
+            refuse_giants(folder, part)
+
+
 def read_sentence(folder: Path, last: Site) -> Sentence | None:
     """Return what the folder's sentence-transformers modules do, or None if it has none."""
     if not (folder / "modules.json").is_file():
         return None
     pooling, normalise, refusal = "mean", False, ""
-    for module in _read_json(folder / "modules.json"):
+    modules = _read_json(folder / "modules.json")
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise BackboneError(f"{folder / 'modules.json'} is not a list of sentence-transformers modules.")
+    for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling, refusal = _read_pooling(folder / str(module.get("path", "")) / "config.json")
+            pooling, refusal = _read_pooling(_inside(folder, module.get("path", "")) / "config.json")
         elif kind == "Normalize":
             normalise = True
         elif kind != "Transformer":
@@ -112,7 +152,22 @@ def lacking(folder: Path) -> str:
 
 
 def _shards(index: Path) -> list[str]:
-    return sorted(set(_read_json(index)["weight_map"].values()))
+    content = _read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(f"{index} does not say which file holds which weight; the checkpoint is damaged.")
+    for name in set(names.values()):
+        _inside(index.parent, name)
+    return sorted(set(names.values()))
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """A part of a checkpoint; a name that leads out of its folder is refused, whatever lies there."""
+    parts = Path(str(name)).parts
+    if Path(str(name)).is_absolute() or ".." in parts or "\0" in str(name) or len(str(name)) > LONGEST_NAME:
+        shown = repr(str(name)[:80])
+        raise BackboneError(f"The checkpoint {folder} names {shown}, which is outside its folder; it is not read.")
+    return folder / str(name)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -126,18 +181,22 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> Any:
     try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES or not path.is_file():
+            raise ValueError(f"it has {size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(f"{path} cannot be read: {error}.") from error
 
 
 def _read_pooling(path: Path) -> tuple[str, str]:
     """(pooling, refusal) of a sentence-transformers pooling module, in its older and newer spelling."""
     config = _read_json(path)
+    if not isinstance(config, dict):
+        raise BackboneError(f"{path} is not the configuration of a pooling module.")
     modes = config.get("pooling_mode") or [
         key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
     ]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
     ours = {"cls": "first", "cls_token": "first", "mean": "mean", "mean_tokens": "mean", "max": "max",
             "max_tokens": "max", "lasttoken": "last"}  # fmt: skip
     if len(modes) == 1 and modes[0] in ours:

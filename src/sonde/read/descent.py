@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sonde.read.forward import LEAK, Forward, Source, last_hidden
 from sonde.read.gates import Axes, Gates, UnclearRows
+from sonde.read.memory import Halving, is_out_of_memory
 from sonde.read.sites import MAIN, Site
 from sonde.read.taps import Taps, Tokens
 from sonde.read.truncation import with_blocks
@@ -71,8 +72,8 @@ class _Roll:
 class Descent:
     """The descents of a traced model."""
 
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
+    def __init__(self, forward: Forward, name: str) -> None:
+        self._forward, self._name = forward, name
         self._axes: dict[tuple[int, ...], Axes | None] = {}  # by depths; None: rows cannot leave
 
     def run(
@@ -90,8 +91,8 @@ class Descent:
             try:
                 self._descend(ids, mask, content, stages, roll, axes)
             except _REFUSALS as reason:
-                if roll.broken:
-                    raise
+                if roll.broken or (roll.stage == 0 and is_out_of_memory(reason)):
+                    raise  # nothing was asked yet: the caller may come again with fewer rows
                 logger.info("the rest of a batch is read plainly: %s", reason)
         self._read_plainly(ids, mask, content, stages, roll)
         return roll.reached
@@ -109,11 +110,23 @@ class Descent:
             return
         rows = roll.rows.to(ids.device)
         sources = {source for stage in stages for source in stage}
-        mask, content = (None if given is None else given[rows] for given in (mask, content))
-        taken = self._forward.run(ids[rows], mask, content, sources) if sources else {}
+        if roll.stage == 0:
+            taken = self._run(ids, mask, content, sources, rows)
+        else:  # what was asked cannot be asked again: if memory does not suffice now, this is where rows are halved
+            number = roll.rows.numpy()
+            halves = Halving(self._name).each(
+                number, lambda part: self._run(ids, mask, content, sources, torch.from_numpy(part).to(ids.device))
+            )
+            taken = {source: torch.cat([half[source] for half in halves]) for source in sources}
         while not roll.over:
             kept = roll.ask(taken).to(ids.device)
             taken = {source: vectors[kept] for source, vectors in taken.items()}
+
+    def _run(
+        self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source], rows: Tensor
+    ) -> dict[Source, Tensor]:
+        mask, content = (None if given is None else given[rows] for given in (mask, content))
+        return self._forward.run(ids[rows], mask, content, sources) if sources else {}
 
     def _descend(
         self,

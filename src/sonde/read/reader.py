@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.errors import ReadingError
+from sonde.errors import ReadingError, StoreError
 from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
+from sonde.read.memory import Halving
 from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.sites import MAIN, Site
 from sonde.read.store import Column, Store, block_bytes
@@ -39,6 +40,9 @@ SHORT_SHARD_BYTES = 4
 
 MANY_ROWS = 1024
 """After so many rows free memory goes back to the system; fewer, of a service, leave little behind."""
+
+ATTEMPTS = 2
+"""So often rows are looked for in the store; if it loses them each time, it is passed by."""
 
 COUNT_BYTES = 8
 """Two numbers of 32 bits."""
@@ -124,9 +128,13 @@ class Reader:
         self.blocks = {block: Kind.of(block, source) for block in blocks if block.backbone == index}
         self.wanted = [*dict.fromkeys(self.blocks.values()), TOKENS]
         self.token_budget = token_budget
-        self._own = {kind: store.column(kind.about(source)) for kind in self.wanted} if store else {}
+        self._halving = Halving(source.backbone.name)
+        self._own = (
+            {kind: store.column(kind.about(source), kind.width(source)) for kind in self.wanted} if store else {}
+        )
         narrow = [kind for kind in self.wanted if kind.columns is not None] if store else []
-        self._whole = {kind: store.column(replace(kind, columns=None).about(source)) for kind in narrow if store}
+        whole = {kind: replace(kind, columns=None) for kind in narrow}
+        self._whole = {kind: store.column(of.about(source), of.width(source)) for kind, of in whole.items() if store}
         self.columns = [*self._own.values(), *self._whole.values()]
         self.in_use: Sequence[Column] = self.columns
 
@@ -159,8 +167,18 @@ class Reader:
         return int(absent.sum())
 
     def _stored_or_read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> dict[Kind, Tensor]:
-        if not self._own:
-            return self._read(texts, self.wanted, first)
+        for _ in range(ATTEMPTS if self._own else 0):
+            stored, fresh = self._completed(texts, keys, first)
+            try:
+                return {kind: self._gather(kind, keys, found, fresh) for kind, found in stored.items()}
+            except StoreError as lost:  # another process has dropped them, to make room
+                logger.info("%s", lost)
+        return self._read(texts, self.wanted, first)
+
+    def _completed(
+        self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]
+    ) -> tuple[dict[Kind, np.ndarray], list[tuple[np.ndarray, dict[Kind, Tensor]]]]:
+        """What the store holds of each kind, and values that were read because it does not."""
         stored = {kind: self._find(kind, keys) for kind in self.wanted}
         missing = np.stack([~found.any(axis=1) for found in stored.values()], axis=1)  # row kind
         fresh: list[tuple[np.ndarray, dict[Kind, Tensor]]] = []
@@ -171,7 +189,7 @@ class Reader:
                 values = self._read([texts[i] for i in rows], kinds, {j: first[i] for j, i in enumerate(rows.tolist())})
                 fresh.append((rows, values))
                 self._keep(keys[rows], values, kinds)
-        return {kind: self._gather(kind, keys, found, fresh) for kind, found in stored.items()}
+        return stored, fresh
 
     def _find(self, kind: Kind, keys: np.ndarray) -> np.ndarray:
         """Bool (row, 2): whether the rows lie in the store by themselves; whether they do in rows of all features."""
@@ -230,27 +248,39 @@ class Reader:
         dtype = backbone.dtype if len(pieces.ids) == len(pieces.tokens) else torch.float32
         sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
         values = {kind: torch.empty(size, dtype=dtype) for kind, size in sizes.items()}  # piece dim
-        for batch, pooled in read_pieces(pieces, backbone, list(dict.fromkeys(taps.values())), self.token_budget):
+        wanted = list(dict.fromkeys(taps.values()))
+        for batch, pooled in read_pieces(pieces, backbone, wanted, self.token_budget, self._halving):
             for kind, tap in taps.items():
                 values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap]).to(dtype)
         return values
 
 
 def read_pieces(
-    pieces: Pieces, backbone: Backbone, wanted: Sequence[Wanted], token_budget: int | None = None
+    pieces: Pieces,
+    backbone: Backbone,
+    wanted: Sequence[Wanted],
+    token_budget: int | None = None,
+    halving: Halving | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[Wanted, Tensor]]]:
-    """Read in batches: each time which pieces, and their activations (row, dim), float32 on the CPU."""
+    """Read in batches: each time which pieces, and their activations (row, dim), float32 on the CPU.
+
+    A batch for which memory does not suffice comes in parts; `halving` knows of those before.
+    """
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
-    if backbone.packs(wanted):
-        batches = pack(lengths, token_budget or BUDGET)
-        least = BUDGET + WIDER if token_budget is None and len(batches) >= MANY else 0
-        for batch in batches:
-            yield batch, backbone.read_packed(lay(pieces, batch, filler, backbone.causal, least), wanted)
-        return
-    budget = token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"])
-    for batch in plan(lengths, budget):
-        inputs = collate(pieces, batch, filler, backbone.causal)
-        yield batch, backbone.read(inputs.ids, inputs.mask, inputs.content, wanted)
+    packs, halving = backbone.packs(wanted), halving or Halving(backbone.name)
+    budget = token_budget or (BUDGET if packs else TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
+    batches = pack(lengths, budget) if packs else plan(lengths, budget)
+    least = BUDGET + WIDER if token_budget is None and len(batches) >= MANY else 0
+
+    def read(part: np.ndarray) -> tuple[np.ndarray, dict[Wanted, Tensor]]:
+        if packs:  # parts of a batch are not filled up: that would take the memory that was lacking
+            filled = least if halving.parts == 1 else 0
+            return part, backbone.read_packed(lay(pieces, part, filler, backbone.causal, filled), wanted)
+        inputs = collate(pieces, part, filler, backbone.causal)
+        return part, backbone.read(inputs.ids, inputs.mask, inputs.content, wanted)
+
+    for batch in batches:
+        yield from halving.each(batch, read)
 
 
 def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:

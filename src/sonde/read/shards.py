@@ -8,24 +8,22 @@ read_values   the values of a file
 opens         whether a file is whole, by its header
 is_intact     whether a file holds what was written, by its checksum
 set_aside     drop a damaged file with a warning
-remove        a file or folder, if possible
 drop_folder   a whole block, in one step
 clear_strays  remove what dead writers left
 existing      the nearest folder that exists
 
-A file is written under a temporary name, flushed to the disk, then renamed. Temporary names say who writes: host,
-process, and a mark of the process, because process numbers are used again.
+A file is written under a temporary name (`tables.strays`), flushed to the disk, then renamed.
 """
 
 import hashlib
 import os
-import platform
-import secrets
 import shutil
-import time
+import stat
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +32,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sonde.errors import StoreError, warn
+from sonde.tables.strays import is_dead, remove, temporary_name
 
 HASH_BYTES = 16
 """2^128 keys: a collision among a billion texts has a probability of about 1e-21."""
@@ -41,12 +40,8 @@ HASH_BYTES = 16
 HEADER_BYTES = 320
 """No header of a shard is longer: two entries with offsets of up to 12 digits and a checksum come to 250 bytes."""
 
-STRAY_SECONDS = 3600.0
-"""A temporary file of another machine is dead after an hour: a shard is written in seconds."""
-
-_HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-_MARK = secrets.token_hex(4)
-_trusted: dict[Path, tuple[int, int]] = {}  # shards whose checksum was right, as they were then
+_trusted: dict[Path, tuple[tuple[int, ...], str | None, int | None]] = {}
+"""Shards whose checksum was right, as they were then."""
 
 
 def shard_name(keys: np.ndarray) -> str:
@@ -70,7 +65,7 @@ def write_shard(path: Path, keys: np.ndarray, values: Tensor) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole; raises `StoreError` if the disk does not take it."""
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         _commit(temporary, path)
@@ -82,8 +77,12 @@ def read_hashes(path: Path) -> np.ndarray | None:
     """Keys of a shard, (row,); None, with a warning, if they are not those that its name stands for."""
     if not opens(path):
         return None
-    with safe_open(path, framework="pt") as shard:
-        raw = shard.get_tensor("hashes").numpy()
+    try:
+        with _opened(path) as shard:
+            raw = shard.get_tensor("hashes").numpy()
+    except (OSError, SafetensorError) as error:
+        _pass_by(path, error)
+        return None
     keys = np.frombuffer(raw.tobytes(), dtype=f"S{HASH_BYTES}")
     if shard_name(keys) != path.name:
         set_aside(path)
@@ -93,55 +92,94 @@ def read_hashes(path: Path) -> np.ndarray | None:
 
 def read_values(path: Path) -> Tensor:
     """Values of a shard, (row, dim), mapped from the file: only the rows that are used are read."""
-    with safe_open(path, framework="pt") as shard:
+    with _opened(path) as shard:
         values: Tensor = shard.get_tensor("values")
     return values
 
 
 def opens(path: Path) -> bool:
-    """Whether a shard is whole; a cut one is set aside with a warning, one that is gone is simply not there."""
+    """Whether a shard is whole; a cut one is set aside with a warning, one that is gone is simply not there.
+
+    What is no plain file, a link or a pipe, was not written by sonde: it is neither opened nor followed. Neither is a
+    header read that is longer than ours.
+    """
     try:
-        with safe_open(path, framework="pt") as shard:
-            shapes = [shard.get_slice(name).get_shape() for name in ("hashes", "values")]
-            if shapes[0] == [shapes[1][0], HASH_BYTES]:
-                return True
+        if stat.S_ISREG(path.lstat().st_mode) and _header_bytes(path) <= HEADER_BYTES:
+            with _opened(path) as shard:
+                found = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118  (no mapping)
+                hashes, values = found.pop("hashes", None), found.pop("values", None)
+                shapes = [[] if one is None else one.get_shape() for one in (hashes, values)]
+                fit = not found and len(shapes[1]) == 2 and shapes[0] == [shapes[1][0], HASH_BYTES]
+                if fit and hashes.get_dtype() == "U8":
+                    return True
     except FileNotFoundError:
         return False
-    except (SafetensorError, OSError):
+    except OSError as error:
+        _pass_by(path, error)
+        return False
+    except SafetensorError:
         pass
     set_aside(path)
     return False
 
 
-def is_intact(path: Path) -> bool:
+def is_intact(path: Path, dtype: str | None = None, width: int | None = None) -> bool:
     """Whether a shard holds what was written; if so it counts as used now, by its modification time.
 
-    The bytes are read once a process, unless the file changes. Access times would not do: looking at the hashes of a
-    shard may set them.
+    A damaged one is set aside with a warning. Values of another type or width than these, or that are not finite, are
+    damage too. The bytes are read once a process, unless the file changes. Access times would not do: looking at the
+    hashes of a shard may set them.
     """
     try:
-        if _trusted.get(path) != _state(path) and not _matches(path):
+        if _trusted.get(path) != (_state(path), dtype, width) and not _matches(path, dtype, width):
+            set_aside(path)
             return False
         with suppress(OSError):  # a store that may only be read
             os.utime(path)
-        _trusted[path] = _state(path)
-    except OSError:
+        _trusted[path] = _state(path), dtype, width
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _pass_by(path, error)
         return False
     return True
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file does: the time of its last change too, which nobody can set."""
     state = path.stat()
-    return state.st_mtime_ns, state.st_size
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def _matches(path: Path) -> bool:
+def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
     try:
-        with safe_open(path, framework="pt") as shard:
+        with _opened(path) as shard:
             checksum = (shard.metadata() or {}).get("crc32")
-            return bool(checksum == _checksum(shard.get_tensor("hashes"), shard.get_tensor("values")))
+            hashes, values = shard.get_tensor("hashes"), shard.get_tensor("values")
     except SafetensorError:
         return False
+    if checksum != _checksum(hashes, values) or width not in (None, values.shape[1]):
+        return False
+    return dtype in (None, str(values.dtype).removeprefix("torch.")) and _is_finite(values)
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """`OSError` and `SafetensorError` alone: torch maps a shard by its name, after safetensors has opened it."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except RuntimeError as error:
+        raise (OSError if path.exists() else FileNotFoundError)(str(error)) from error
+
+
+def _header_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
 
 
 def _checksum(*tensors: Tensor) -> str:
@@ -160,59 +198,25 @@ def set_aside(path: Path) -> None:
         path.unlink()
 
 
+def _pass_by(path: Path, error: Exception) -> None:
+    """A shard that cannot be read now may be whole: it is left where it is."""
+    warn(f"The shard {path} cannot be read ({error}); its rows are read again.", "damaged_shards")
+
+
 def clear_strays(root: Path) -> None:
     """Remove the temporary files and folders of writers that are no more."""
     for pattern in (".tmp-*", "blocks/.tmp-*", "blocks/*/.tmp-*"):
         for stray in list(root.glob(pattern)):
-            if _is_dead(stray):
+            if is_dead(stray) and not stray.parent.is_symlink():
                 remove(stray)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if that is possible."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink()
 
 
 def drop_folder(folder: Path) -> None:
     """Remove a block in one step for everybody who looks: it is renamed before it is emptied."""
-    going = _temporary(folder)
+    going = temporary_name(folder)
     with suppress(OSError):
         folder.rename(going)
         remove(going)
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".tmp-{_HOST}-{os.getpid()}-{_MARK}-{time.monotonic_ns()}"
-
-
-def _is_dead(stray: Path) -> bool:
-    try:
-        age = time.time() - stray.stat().st_mtime
-        _, host, process, mark, _ = stray.name.split("-")
-        number = int(process)
-    except OSError:
-        return False
-    except ValueError:
-        return age > STRAY_SECONDS
-    if age > STRAY_SECONDS:
-        return True
-    if host != _HOST or os.name == "nt":  # there is no harmless way to ask Windows
-        return False
-    return mark != _MARK if number == os.getpid() else not _is_alive(number)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _commit(temporary: Path, path: Path) -> None:

@@ -21,6 +21,7 @@ from sonde.read.backbone import Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import extract, window_rows, windows
+from sonde.read.memory import Halving
 from sonde.read.reader import Kind, check_finite, unit
 from sonde.read.view import Pieces, clean, filler_id, tokenise
 
@@ -140,6 +141,7 @@ class _Reading:
         assert all(block.backbone == self.index for block in self.blocks), "stages read one backbone"
         self._source, self._stages, self._roll = source, stages, roll
         self._kinds = {block: Kind.of(block, source) for block in self.blocks}
+        self._halving = Halving(source.backbone.name)
         self._token_budget = token_budget or TOKEN_BUDGET.get(source.backbone.device.type, TOKEN_BUDGET["cpu"])
 
     def read(self, window: list[str], pieces: Pieces, start: int) -> None:
@@ -150,7 +152,7 @@ class _Reading:
                              start + np.flatnonzero(several))  # fmt: skip
         single = np.flatnonzero(~several[pieces.owner])  # piece
         for batch in plan([len(pieces.ids[i]) for i in single], self._token_budget):
-            self._descend(pieces, single[batch], start)
+            self._halving.each(single[batch], lambda part: self._descend(pieces, part, start))
 
     def _read_whole(self, texts: list[str], numbers: np.ndarray) -> None:
         """Read texts at all stages, then decide in order."""

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sonde.errors import StoreError
+from sonde.errors import StoreError, warn
+from sonde.read.about import about_of, key_of, read_json, record_of
 from sonde.read.shards import (
     HASH_BYTES,
     HEADER_BYTES,
@@ -42,11 +44,11 @@ from sonde.read.shards import (
     opens,
     read_hashes,
     read_values,
-    set_aside,
     shard_name,
     write_file,
     write_shard,
 )
+from sonde.tables.strays import remove
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,9 @@ DEFAULT_LIMIT_BYTES = 20 * 10**9
 
 SPARE_BYTES = 256 * 2**20
 """Disk that is left free for everybody else."""
+
+RECOUNT_SECONDS = 60.0
+"""What other processes write is seen that late: counting 10,000 files takes a tenth of a second."""
 
 FEW_INDEXES = 32
 """So many are searched one by one before they are merged: few enough to search, many enough to merge rarely."""
@@ -118,6 +123,8 @@ class Column:
     """Shards that this run has found rows in, or written."""
     lost: set[str] = field(default_factory=set)
     """Shards in the indexes that are damaged or gone."""
+    width: int | None = None
+    """Numbers a row; shards of another width are damaged. None = any."""
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Which keys are present, (row,) bool. Shards that hold them are checked; damaged ones count as absent."""
@@ -145,6 +152,8 @@ class Column:
                 rows = np.flatnonzero((at >= 0) & left & (index.shard[at] == shard))
                 values = self._values(index.names[shard])
                 if values is None:
+                    self.used.discard(index.names[shard])
+                    self.lost.add(index.names[shard])
                     continue
                 if out is None:
                     out = torch.empty((len(keys), values.shape[1]), dtype=values.dtype)
@@ -159,11 +168,15 @@ class Column:
     def append(self, keys: np.ndarray, values: Tensor) -> None:
         """Write one shard; keys are distinct."""
         assert len(keys) == len(values)
-        if not (self.folder / "block.json").exists():
-            _make(self.folder)
-            write_file(self.folder / "block.json", _record(self.about))
+        if self.folder.is_symlink():  # sonde makes none: what it points to is not written to
+            remove(self.folder)
         name = shard_name(keys)
-        write_shard(self.folder / name, keys, values)
+        try:
+            self._write(name, keys, values)
+        except StoreError:
+            if self.folder.exists():
+                raise
+            self._write(name, keys, values)  # another process dropped the block meanwhile, to make room
         self.used.add(name)
         self.lost.discard(name)
         self.shards.append(self._indexed((name,)))
@@ -182,6 +195,12 @@ class Column:
         """Bytes of this block on disk."""
         return _bytes(self.folder)
 
+    def _write(self, name: str, keys: np.ndarray, values: Tensor) -> None:
+        if not (self.folder / "block.json").exists():
+            _make(self.folder)
+            write_file(self.folder / "block.json", record_of(self.about))
+        write_shard(self.folder / name, keys, values)
+
     def _indexed(self, names: tuple[str, ...]) -> _Index:
         if names not in self.merged:
             self.merged[names] = index = _index(self.folder, names)
@@ -192,8 +211,7 @@ class Column:
         if name in self.used or name in self.lost:
             return name in self.used
         path = self.folder / name
-        if not is_intact(path):
-            set_aside(path)
+        if not is_intact(path, self.about.get("dtype"), self.width):
             self.lost.add(name)
             return False
         self.used.add(name)
@@ -228,18 +246,22 @@ class Store:
         self._indexes: dict[tuple[str, ...], _Index] = {}
         self._merged: WeakValueDictionary[tuple[str, ...], _Index] = WeakValueDictionary()
         self._bytes: int | None = None
+        self._counted = 0.0
         self._check()
 
-    def column(self, about: Mapping[str, Any]) -> Column:
+    def column(self, about: Mapping[str, Any], width: int | None = None) -> Column:
         """The block whose values are described by `about`; the name of its backbone says nothing about values."""
         about = {**about, "reading_version": READING_VERSION}
-        described = json.dumps({k: v for k, v in about.items() if k != "backbone"}, sort_keys=True)
-        folder = self.root / "blocks" / hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
-        if not (folder / "block.json").exists():
-            return Column(folder, about, merged=self._merged)
-        with suppress(OSError):  # a store that may only be read
-            (folder / "block.json").touch()
-        return Column(folder, about, [self._index_of(folder)], self._merged)
+        folder = self.root / "blocks" / key_of(about)
+        path = folder / "block.json"
+        if folder.is_symlink() or not path.exists():
+            return Column(folder, about, merged=self._merged, width=width)
+        with suppress(OSError, StoreError):  # a store that may only be read
+            if about_of(path) is None:
+                warn(f"{path} is damaged; it is written anew.", "damaged_shards")
+                write_file(path, record_of(about))
+            path.touch()
+        return Column(folder, about, [self._index_of(folder)], self._merged, width=width)
 
     def reserve(self, needed_bytes: int) -> None:
         """Refuse, before any work is done, what the disk or the limit cannot hold."""
@@ -263,8 +285,8 @@ class Store:
         """
         if self.limit_bytes is None:
             return True
-        if self._bytes is None:
-            self._bytes = sum(_bytes(folder) for folder in self._folders())
+        if self._bytes is None or time.monotonic() - self._counted > RECOUNT_SECONDS:
+            self._bytes, self._counted = sum(_bytes(folder) for folder in self._folders()), time.monotonic()
         oldest = self._drop_oldest(columns)
         while self._bytes + new_bytes > self.limit_bytes:
             freed = next(oldest, None)
@@ -297,10 +319,11 @@ class Store:
                 )
             return
         try:
-            protocol = int(json.loads(header.read_text())["protocol"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            protocol = int(read_json(header)["protocol"])
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
             raise StoreError(
-                f"{header} cannot be read ({error}). Delete the store {self.root} and run again."
+                f"{header} cannot be read ({error}). Delete this file, if {self.root} is a store: it is written anew, "
+                "and what the store holds is kept."
             ) from error
         if protocol > PROTOCOL:
             raise StoreError(
@@ -310,7 +333,7 @@ class Store:
 
     def _folders(self) -> list[Path]:
         found = [path.parent for path in self.root.glob("blocks/*/block.json")]
-        return sorted(folder for folder in found if not folder.name.startswith("."))
+        return sorted(one for one in found if not one.name.startswith(".") and not one.is_symlink())
 
     def _index_of(self, folder: Path) -> _Index:
         names = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
@@ -324,26 +347,23 @@ class Store:
         """Delete one thing after the other, least recently used first, and say how many bytes each was."""
         in_use = {column.folder for column in columns}
         blocks = [folder for folder in self._folders() if folder not in in_use]
-        for folder in sorted(blocks, key=lambda f: (f / "block.json").stat().st_mtime_ns):
+        for folder in _oldest_first(blocks, "block.json"):
             size = _bytes(folder)
             logger.info("store: dropping %s, %.2f GB, unused for longest", folder.name, size / 1e9)
             drop_folder(folder)
             yield size
-        shards = [(path.stat(), path, column) for column in columns for path in _unused(column)]
-        for state, path, column in sorted(shards, key=lambda entry: entry[0].st_mtime_ns):
+        owners = {path: column for column in columns for path in _unused(column)}
+        for path in _oldest_first(list(owners)):
+            size = _bytes(path)
             path.unlink(missing_ok=True)
-            column.lost.add(path.name)
-            yield state.st_size
+            owners[path].lost.add(path.name)
+            yield size
 
 
 def block_bytes(about: Mapping[str, Any], rows: int, row_bytes: int, shards: int) -> int:
     """Bytes that a new block of so many rows takes on disk, in so many shards."""
-    record = len(_record({**about, "reading_version": READING_VERSION}))
+    record = len(record_of({**about, "reading_version": READING_VERSION}))
     return record + rows * (row_bytes + HASH_BYTES) + shards * HEADER_BYTES
-
-
-def _record(about: Mapping[str, Any]) -> bytes:
-    return json.dumps(about, indent=1, sort_keys=True).encode()
 
 
 def _unused(column: Column) -> list[Path]:
@@ -351,21 +371,48 @@ def _unused(column: Column) -> list[Path]:
 
 
 def _describe(folder: Path, index: _Index) -> dict[str, Any]:
+    path = folder / "block.json"
     try:
-        about = json.loads((folder / "block.json").read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder / 'block.json'} cannot be read ({error}). Delete {folder} and run again.") from error
+        about = about_of(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    if about is None:
+        raise StoreError(
+            f"{path} cannot be read: it is damaged. A run that reads this block writes it anew; or delete {folder}."
+        )
     return {
         **about,
         "rows": len(np.unique(index.keys)),
-        "dim": int(read_values(folder / index.names[0]).shape[1]) if index.names else 0,
+        "dim": _width(folder, index),
         "shards": len(index.names),
         "bytes": _bytes(folder),
     }
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+def _width(folder: Path, index: _Index) -> int:
+    """Of the first shard that nobody has dropped meanwhile."""
+    for name in index.names:
+        with suppress(OSError, SafetensorError):
+            return int(read_values(folder / name).shape[1])
+    return 0
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of those in a folder; what another process drops meanwhile counts nothing."""
+    total = 0
+    for file in path.glob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def _oldest_first(paths: Sequence[Path], file: str = "") -> list[Path]:
+    """By the time of their last use; those that another process drops meanwhile are left out."""
+    used: list[tuple[int, Path]] = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            used.append(((path / file).stat().st_mtime_ns, path))
+    return [path for _, path in sorted(used)]
 
 
 def _make(folder: Path) -> None:

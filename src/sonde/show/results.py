@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sonde.errors import ModelError
 from sonde.show.layers import strata
 from sonde.show.reasons import explanation
 from sonde.show.terminal import facts, table
@@ -108,8 +109,14 @@ def extraction(result: Result) -> None:
 
 
 def inspection(result: Result) -> None:
-    """A saved model or a store."""
-    _store(result) if result["kind"] == "store" else _model(result)
+    """A saved model or a store; `ModelError` where somebody else has written what no fit writes."""
+    try:
+        _store(result) if result["kind"] == "store" else _model(result)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ModelError(
+            f"{result['path']} holds entries that sonde never writes ({what}); do not trust it."
+        ) from error
 
 
 def recipes(result: Result) -> None:

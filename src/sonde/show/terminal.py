@@ -4,10 +4,12 @@ progress   a context in which long work shows rate and time left
 table      columns of plain values -> a printed table
 facts      name and value pairs -> a printed table
 say        a line on standard error
+log_lines  a handler that writes messages of loggers as `say` does
 console    where tables are printed
 visible    control characters written out
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,7 +87,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         right = bool(rows) and isinstance(rows[0][i], int | float)
-        grid.add_column(name, justify="right" if right else "left", overflow="fold")
+        grid.add_column(Text(visible(name)), justify="right" if right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_plain(cell)) for cell in row))
     console().print(grid)
@@ -97,7 +99,7 @@ def facts(pairs: Mapping[str, Any]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs.items():
-        grid.add_row(Text(name), Text(_plain(value)))
+        grid.add_row(Text(visible(name)), Text(_plain(value)))
     console().print(grid)
 
 
@@ -105,6 +107,18 @@ def say(line: str) -> None:
     """One line on standard error, control characters made visible."""
     sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
+
+
+def log_lines() -> logging.Handler:
+    """Messages of loggers on standard error, control characters made visible: they hold names from others' files."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    return handler
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def console() -> Console:

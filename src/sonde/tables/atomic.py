@@ -1,30 +1,37 @@
 """Atomic: a file that appears under its name only when it is complete.
 
 write_atomically   written beside its target, flushed, renamed
+exchange           two names swapped in one step
+sync_folder        the names in a folder flushed to the disk
 """
 
+import ctypes
 import errno
 import os
-import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from sonde.errors import ArgumentError, DataError
+from sonde.tables.strays import is_dead, remove, temporary_name
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Full, or broken: what no other call of ours would say, so that other errors inside the block pass unchanged."""
+CANNOT_SWAP = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+"""What systems and file systems say that know no exchange; what else is wrong, a plain rename says again."""
 
 
 @contextmanager
 def write_atomically(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under its name only when complete; after an error, what stood there still stands.
 
-    The bytes go to a hidden temporary file in the same folder (`.sonde-*.tmp`; one may stay behind if the process is
-    killed), are flushed to the disk, and take the name in one step. An existing file passes on its permissions; a
-    symbolic link keeps pointing at the file it names.
+    The bytes go to a hidden temporary file in the same folder (`.sonde.tmp-*`; what a killed process leaves there is
+    removed by the next writer), are flushed to the disk, and take the name in one step. An existing file passes on its
+    permissions; a symbolic link keeps pointing at the file it names.
 
     Parameters
     ----------
@@ -36,7 +43,7 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "w") -> Iterator[
     Raises
     ------
     DataError
-        The folder does not exist or may not be written, `path` is a folder, or the disk is full.
+        The folder does not exist or may not be written, `path` is a folder, or the disk is full or broken.
     """
     target = Path(path).resolve()
     if mode not in ("w", "wb"):
@@ -51,9 +58,9 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "w") -> Iterator[
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in DISK_FAULTS:
             raise
         free = shutil.disk_usage(target.parent).free
         raise DataError(
@@ -61,7 +68,7 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "w") -> Iterator[
             f"Make room or choose another disk; nothing was changed there."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def _temporary(path: Path, target: Path) -> Path:
@@ -70,7 +77,10 @@ def _temporary(path: Path, target: Path) -> Path:
         raise DataError(f"{path} is a folder; name the file to write.")
     if not target.parent.is_dir():
         raise DataError(f"{path} cannot be written: the folder {target.parent} does not exist. Create it first.")
-    temporary = target.parent / f".sonde-{secrets.token_hex(8)}.tmp"
+    for stray in target.parent.glob(".sonde.tmp-*"):
+        if is_dead(stray):
+            remove(stray)
+    temporary = temporary_name(target, ".sonde")
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
@@ -78,7 +88,7 @@ def _temporary(path: Path, target: Path) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush the new name to the disk, where the file system lets folders be flushed."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -86,3 +96,37 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two files or folders in one step; False where the system or the file system cannot.
+
+    Raises
+    ------
+    OSError
+        The system can, and did not.
+    """
+    swap = _swapper()
+    if swap is None:
+        return False
+    if swap(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in CANNOT_SWAP:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+@cache
+def _swapper() -> Callable[[bytes, bytes], int] | None:
+    """`renameat2` of Linux, `renamex_np` of macOS; Python has neither."""
+    if os.name != "posix":
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):
+        here, exchanged = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return lambda one, other: int(library.renameat2(here, one, here, other, exchanged))
+    if hasattr(library, "renamex_np"):
+        swapped = 2  # RENAME_SWAP
+        return lambda one, other: int(library.renamex_np(one, other, swapped))
+    return None

@@ -260,8 +260,10 @@ def _read_parquet(path: Path, rows: int, columns: Sequence[str] | None) -> Itera
             for batch in file.iter_batches(batch_size=rows, columns=names):
                 yield {name: _python(path, name, batch.column(name), row) for name in names}
                 row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:  # as pyarrow has it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is not a readable parquet file ({reason}); write it again.") from error
 
 

@@ -1,0 +1,197 @@
+"""Out of memory in a batch: it is halved, reading goes on, and the values stay the same."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_extract import made_texts, source
+from tiny import build
+
+from sonde.errors import ReadingError, SondeWarning
+from sonde.read.backbone import load_backbone
+from sonde.read.blocks import Block, Source
+from sonde.read.extract import read
+from sonde.read.memory import Halving, is_out_of_memory
+from sonde.read.sites import MAIN, Site
+from sonde.read.sources import expand_blocks
+from sonde.read.stages import read_in_stages
+from sonde.read.view import View
+
+TEXTS = made_texts(60, 12)
+ERRORS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+    "python": MemoryError(),
+}
+
+
+@contextmanager
+def short_of_memory(backbone: Any, rows: int, error: BaseException, layer: int = 2) -> Iterator[list[int]]:
+    """A block of the model fails for more rows than that; the list says how many rows came."""
+    seen: list[int] = []
+
+    def check(_module: Any, args: Any, kwargs: Any) -> None:
+        seen.append(len(args[0] if args else kwargs["hidden_states"]))
+        if seen[-1] > rows:
+            raise error
+
+    module = backbone._forward.stacks[MAIN].blocks[layer - 1].module
+    handle = module.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("long_text", ["cut", "windows"])
+def test_a_batch_is_halved_until_it_fits(kind: str, long_text: str) -> None:
+    one = {0: source("bert", 8 if long_text == "windows" else 64, long_text)}
+    blocks = [*expand_blocks(0, one[0], "hidden.*", "mean"), *expand_blocks(0, one[0], "ffn.3", "max")]
+    expected = read(TEXTS, one, blocks)
+    with (
+        short_of_memory(one[0].backbone, 7, ERRORS[kind]) as seen,
+        pytest.warns(
+            SondeWarning, match=r"Memory did not suffice for a batch of \d+ texts in the backbone .*bert"
+        ) as w,
+    ):
+        window = read(TEXTS, one, blocks)
+    assert {str(getattr(entry.message, "code", "")) for entry in w} == {"halved_batches"}
+    for name, values in expected.blocks.items():
+        np.testing.assert_allclose(window.blocks[name], values, rtol=1e-4, atol=1e-5)
+    too_many = [rows for rows in seen if rows > 7]
+    assert 0 < len(too_many) <= 8, "what was too much once is tried again and again"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN, and nothing is packed")
+@pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
+def test_texts_that_stand_in_one_row_are_halved_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {0: Source(load_backbone(str(build("bert")), dtype="bfloat16", device="cpu"), View(64))}
+    backbone, blocks = one[0].backbone, expand_blocks(0, one[0], "hidden.*", "mean")
+    assert backbone.packs([(block.site, block.pooling) for block in blocks])
+    expected, whole, seen = read(TEXTS, one, blocks), backbone.read_packed, []
+
+    def short(packed: Any, wanted: Any) -> Any:
+        seen.append(sum(span.rows for span in packed.spans))
+        if seen[-1] > 9:
+            raise ERRORS["cpu"]
+        return whole(packed, wanted)
+
+    monkeypatch.setattr(backbone, "read_packed", short)
+    window = read(TEXTS, one, blocks)
+    assert max(seen) > 9 and sum(rows for rows in seen if rows <= 9) == len(TEXTS)
+    for name, values in expected.blocks.items():
+        np.testing.assert_allclose(window.blocks[name], values, rtol=2e-2, atol=2e-2)
+
+
+def test_one_text_that_does_not_fit_is_a_sentence() -> None:
+    one = {0: source("bert")}
+    sentence = r"Memory does not suffice for one text in the backbone .*bert \(CUDA out of .*\)\. Read fewer tokens"
+    with (
+        short_of_memory(one[0].backbone, 0, ERRORS["cuda"]),
+        pytest.warns(SondeWarning, match="halves"),
+        pytest.raises(ReadingError, match=sentence),
+    ):
+        read(TEXTS[:4], one, expand_blocks(0, one[0], "hidden.3", "mean"))
+
+
+def test_other_errors_pass() -> None:
+    assert not is_out_of_memory(ReadingError("Memory does not suffice for one text (CUDA out of memory)"))
+    assert not is_out_of_memory(RuntimeError("shapes do not agree")) and not is_out_of_memory(ValueError("memory"))
+    one = {0: source("bert")}
+    with (
+        short_of_memory(one[0].backbone, 7, RuntimeError("shapes do not agree")),
+        pytest.raises(RuntimeError, match="shapes do not agree"),
+    ):
+        read(TEXTS, one, expand_blocks(0, one[0], "hidden.3", "mean"))
+
+
+def test_parts_come_in_order_and_each_row_once() -> None:
+    halving = Halving("model")
+
+    def most(part: np.ndarray) -> np.ndarray:
+        if len(part) > 10:
+            raise MemoryError
+        return part
+
+    with pytest.warns(SondeWarning):
+        assert np.concatenate(halving.each(np.arange(77), most)).tolist() == list(range(77))
+    assert 8 <= halving.parts <= 16
+    assert np.concatenate(halving.each(np.arange(50), most)).tolist() == list(range(50))
+    assert [len(part) for part in halving.each(np.arange(3), most)] == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_reading_in_stages_is_halved_too(name: str, layer: int) -> None:
+    """At block 1 before anything was asked; at block 3 after the first decision, which is not asked for again."""
+    one = Source(load_backbone(str(build(name)), dtype="float32", device="cpu"), View(64))
+    stages = [[Block(0, Site(MAIN, "hidden", 1), "mean")], [Block(0, Site(MAIN, "hidden", 3), "mean")]]
+    told: dict[tuple[int, int], np.ndarray] = {}
+
+    def goes_on(stage: int, rows: np.ndarray, values: Any) -> np.ndarray:
+        for i, row in enumerate(rows.tolist()):
+            assert (stage, row) not in told, "a row is asked once a stage"
+            told[stage, row] = values[stages[stage][0].name][i]
+        return np.asarray(rows % 4 != 0)
+
+    expected = read_in_stages(TEXTS, one, stages, goes_on)
+    plain, told = told, {}
+    with short_of_memory(one.backbone, 5, ERRORS["cuda"], layer) as seen:
+        staged = read_in_stages(TEXTS, one, stages, goes_on)
+    assert max(seen) > 5 >= min(seen)
+    assert staged.reached.tolist() == expected.reached.tolist()
+    assert told.keys() == plain.keys()
+    for key, values in plain.items():
+        np.testing.assert_allclose(told[key], values, rtol=1e-4, atol=1e-5)
+
+
+LIMITED = """
+import resource, sys, warnings
+from pathlib import Path
+import numpy as np, torch
+from sonde.read.backbone import load_backbone
+from sonde.read.blocks import Source
+from sonde.read.extract import read
+from sonde.read.sources import expand_blocks
+from sonde.read.view import View
+
+torch.set_num_threads(1)
+one = {0: Source(load_backbone(sys.argv[1], dtype="float32", device="cpu"), View(64))}
+blocks = expand_blocks(0, one[0], "ffn.*", "mean")
+texts = [f"the first trains left early and nobody on the platform knew why {row}" for row in range(20000)]
+read(texts[:64], one, blocks)
+expected = read(texts, one, blocks).blocks["0/ffn.3/mean"]
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = read(texts, one, blocks, token_budget=2**20).blocks["0/ffn.3/mean"]
+assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+print([getattr(entry.message, "code", "") for entry in caught])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space as Linux has them")
+def test_a_real_limit_of_memory() -> None:
+    """Not simulated: the allocator of torch is refused memory by the kernel."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(build("bert"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "halved_batches" in done.stdout
