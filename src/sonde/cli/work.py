@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sonde.cli.files import bound
+from sonde.cli.files import bound, cells
 from sonde.cli.options import (
     CHECK_HELP,
     MODEL_HELP,
