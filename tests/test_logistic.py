@@ -202,6 +202,16 @@ def test_constant_columns_are_dropped_and_change_nothing():
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+def test_units_that_are_shut_on_all_training_rows_do_not_outweigh_the_rest_when_they_open():
+    x, logits = _draw(120, 9, 3)
+    labels = logits.argmax(axis=1)
+    shut = np.random.default_rng(0).normal(size=(120, 1)).astype(np.float32) * 1e-33
+    found = fit(_problem(np.concatenate([x, shut], axis=1), labels), NAMES, grid=[0.1])
+    assert found.summary["dropped_columns"] == 1 and found.model.scale[-1] == 0
+    opened = np.concatenate([x, np.full((120, 1), 0.3, dtype=np.float32)], axis=1)
+    assert np.abs(found.model.logits(_blocks(opened), [""] * 120)).max() < 100
+
+
 def test_a_column_that_is_constant_outside_one_fold_stays_out_of_that_folds_model():
     x, logits = _draw(120, 9, 2)
     labels = logits.argmax(axis=1)

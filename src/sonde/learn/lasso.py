@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from sonde.learn import probe
 from sonde.learn.logistic import Logistic, as_classes
 from sonde.learn.problem import Outcome, Problem
-from sonde.learn.regressions import CONSTANT, moments
+from sonde.learn.regressions import moments, varies
 
 
 def fit(
@@ -44,7 +44,7 @@ def fit(
     found = probe.fit(few, _NAME, tolerance=tolerance, used=used)
     weights = torch.from_numpy((problem.weights * problem.folds.trainable)[:, None])  # row 1
     mean, deviation = (one[:, 0].float() for one in moments(torch.from_numpy(x), weights))
-    scale = torch.where(deviation > CONSTANT * mean.abs(), 1 / deviation, 0.0)
+    scale = torch.where(varies(mean, deviation), 1 / deviation, 0.0)
     coefficients = as_classes(found.best.coefficients[-1], problem.targets)  # feature class
     intercept = as_classes(found.best.intercepts[-1:], problem.targets)[0]  # class
     model = Logistic(tuple(kept), mean.numpy(), scale.numpy(), coefficients, intercept)

@@ -30,7 +30,7 @@ from sonde.errors import ModelError, warn
 from sonde.learn.calibration import decide, fit_temperature, to_probabilities
 from sonde.learn.metrics import log_loss, macro_f1
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
-from sonde.learn.regressions import CONSTANT, Regressions, Spectrum, moments, principal, regressions, slices
+from sonde.learn.regressions import Regressions, Spectrum, moments, principal, regressions, slices, varies
 from sonde.learn.targets import Targets
 from sonde.progress import tracked
 
@@ -268,7 +268,7 @@ def _standardised(
     mean = moments(matrix, weights)[0][:, 0]  # feature 1 -> feature
     matrix -= mean.float()
     deviation = moments(matrix, weights)[1][:, 0]
-    known = deviation > CONSTANT * mean.abs()
+    known = varies(mean, deviation)
     scale = torch.where(known, 1 / deviation.where(known, torch.ones_like(deviation)), 0.0).float()
     matrix *= scale
     return matrix, mean.float().numpy(), scale.numpy()

@@ -38,7 +38,7 @@ from torch.nn.functional import softplus
 from sonde.errors import warn
 from sonde.learn import accelerated, proximal
 from sonde.learn.problem import Problem
-from sonde.learn.regressions import CONSTANT, moments
+from sonde.learn.regressions import CONSTANT, moments, varies
 from sonde.learn.splitting import Folds
 
 GRID = (0.1, 0.2, 1.0, 10.0, 100.0)
@@ -390,7 +390,7 @@ def _standardised(block: np.ndarray, weights: Tensor) -> tuple[Tensor, Tensor, T
     """A block standardised over all trainable rows, and what each fold does to that: mean, scale (feature, fold)."""
     x = torch.from_numpy(np.array(block, dtype=np.float32))  # a copy
     mean, deviation = moments(x, weights[:, -1:])
-    constant = deviation <= CONSTANT * mean.abs()
+    constant = ~varies(mean, deviation)
     x -= mean[:, 0].float()
     x *= _inverse(deviation, constant)[:, 0]
     if weights.shape[1] == 1:  # no fold differs from all trainable rows

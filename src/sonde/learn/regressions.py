@@ -4,6 +4,7 @@
     regressions    one problem (or one per label) for each set of training rows
     principal      the directions in which the features vary most
     moments        weighted mean and standard deviation of every feature
+    varies         which features are more than rounding
     slices         runs of rows that are worked on at a time
     CONSTANT       below this relative deviation a feature is constant
 
@@ -25,8 +26,11 @@ from sonde.learn.lbfgs import Point, Solution, minimise
 from sonde.learn.problem import Problem
 
 # A feature is constant if its deviation is below this fraction of its mean (for a fold: of its deviation over all
-# rows). What is left then is float32 rounding.
-CONSTANT = 1e-6
+# rows). What is left then is float32 rounding, by other kernels too.
+CONSTANT = 1e-5
+# It is so too if its deviation is below this fraction of the median feature's: a unit that is nearly shut on all training
+# rows (GELU gives -1e-33) would, divided by its deviation, outweigh everything on the first text that opens it.
+SHUT = 1e-6
 DIRECTIONS = 384  # principal directions of the preconditioner; more cost more than the iterations that they save
 # Extra directions that make the last of them accurate; Halko et al. 2011, section 4.2, advise 5 or more.
 SPARE_DIRECTIONS = 32
@@ -230,6 +234,12 @@ def moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     total = weights.sum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
     mean = sums / total
     return mean, (squares / total - mean**2).clamp(min=0).sqrt()
+
+
+def varies(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Which features, by their (feature, ...) mean and deviation, are more than rounding: bool (feature, ...)."""
+    typical = deviation.median(dim=0, keepdim=True).values
+    return deviation > torch.maximum(CONSTANT * mean.abs(), SHUT * typical)
 
 
 def principal(x: Tensor, trainable: Bool[np.ndarray, " row"]) -> Spectrum:
