@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sonde.read.attention import LONGEST
 from sonde.read.backbone import Backbone, Wanted, load_backbone
-from sonde.read.packing import BUDGET, MANY, ROOM, STEP, TILE_TOKENS, WIDER, Packed, Span, beside, pack, tiles
+from sonde.read.packing import BUDGET, MANY, ROOM, STEP, TILE_TOKENS, WIDER, Bags, Packed, Span, beside, pack, tiles
 from sonde.read.pooling import POOLINGS, pool_all, pool_packed
 from sonde.read.reader import read_pieces
 from sonde.read.sites import MAIN, Site
@@ -220,7 +220,7 @@ def test_packed_pooling_is_pooling_of_each_text(dtype: torch.dtype, with_content
     packed = beside(texts_of([9, 9, 4, 2, 1]), before=1, behind=1)
     hidden = torch.randn(packed.ids.shape[1], 6, generator=torch.Generator().manual_seed(3)).to(dtype)
     hows = list(POOLINGS) if with_content else [how for how in POOLINGS if how != "mean_content"]
-    found = pool_packed(hidden, packed.spans, hows, packed.content[0] if with_content else None)
+    found = pool_packed(hidden, Bags(packed.spans, packed.content[0] if with_content else None), hows)
     assert list(found) and set(found) == set(hows)
     row = 0
     for span in packed.spans:

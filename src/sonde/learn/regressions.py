@@ -28,8 +28,8 @@ from sonde.learn.problem import Problem
 # A feature is constant if its deviation is below this fraction of its mean (for a fold: of its deviation over all
 # rows). What is left then is float32 rounding, by other kernels too.
 CONSTANT = 1e-5
-# It is so too if its deviation is below this fraction of the median feature's: a unit that is nearly shut on all training
-# rows (GELU gives -1e-33) would, divided by its deviation, outweigh everything on the first text that opens it.
+# It is so too if its deviation is below this fraction of the median feature's: a unit that is nearly shut on all
+# training rows (GELU gives -1e-33) would, divided by its deviation, outweigh all others on a text that opens it.
 SHUT = 1e-6
 DIRECTIONS = 384  # principal directions of the preconditioner; more cost more than the iterations that they save
 # Extra directions that make the last of them accurate; Halko et al. 2011, section 4.2, advise 5 or more.

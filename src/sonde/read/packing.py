@@ -2,6 +2,7 @@
 
 Span      texts of one length that stand side by side
 Packed    input of one forward pass
+Bags      what pooling asks of it
 pack      lengths -> batches of pieces under a token budget
 lay, beside   pieces of one batch, or any texts -> Packed
 Tile, tiles   a span in pieces of few shapes, for attention
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -45,8 +47,12 @@ STEP, FEW, FEW_STEP = 256, 256, 16
 `FEW_STEP`: so few lengths that each product is compiled once, so few pads that a single short text does not wait."""
 
 
-TILE_TOKENS = (512, 128)
-"""Tokens of a large and of a small tile: two shapes for each width, and at most a small one's worth of rows in vain."""
+TILE_TOKENS = (1024, 512, 256, 128)
+"""Tokens of a tile: a few shapes for each width. The largest fits into half of a full row, before or behind a text."""
+
+IN_VAIN = 1.5
+"""A tile is taken whole if it has at most so many times the rows that are left: half of them in vain cost less than
+another call of every operation."""
 
 NARROW, NARROW_STEP, WIDE_STEP = 32, 4, 8
 """Tiles of up to 32 tokens a row are as wide as a multiple of 4, others of 8: 30 widths up to the longest text that
@@ -112,6 +118,52 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Bag:
+    """Tokens of every text that count for a mean."""
+
+    tokens: Tensor
+    """(counted,) int64, places in the row, text by text"""
+    starts: Tensor
+    """(text,) int64, the first of each text among them"""
+    counts: Tensor
+    """(text, 1) how many of each text"""
+
+    @classmethod
+    def of(cls, tokens: Tensor, owner: Tensor, texts: int) -> "Bag":
+        """From places in the row and the text of each, ascending."""
+        counts = torch.bincount(owner, minlength=texts)
+        return cls(tokens, counts.cumsum(0) - counts, counts[:, None])
+
+
+class Bags:
+    """What pooling asks of a packed row, worked out once for all sites.
+
+    Parameters
+    ----------
+    spans : sequence of Span
+        All texts.
+    content : (token,) bool or None
+        As `Packed.content`.
+    """
+
+    def __init__(self, spans: Sequence[Span], content: Tensor | None = None) -> None:
+        self.spans, self._content = spans, content
+        self._texts = sum(span.rows for span in spans)
+        lengths = torch.cat([torch.full((span.rows,), span.length) for span in spans])
+        self._owner = torch.arange(self._texts).repeat_interleave(lengths)  # token
+        self.whole = Bag.of(torch.arange(len(self._owner)), self._owner, self._texts)
+
+    @cached_property
+    def content(self) -> Bag:
+        """Content tokens alone; all of a text that has none."""
+        assert self._content is not None, "mean_content needs to know which tokens are content"
+        kept = self._content[: len(self._owner)]
+        has_any = torch.bincount(self._owner[kept], minlength=self._texts) > 0  # text
+        kept = kept | ~has_any[self._owner]
+        return Bag.of(self.whole.tokens[kept], self._owner[kept], self._texts)
+
+
+@dataclass(frozen=True)
 class Packed:
     """Input of one forward pass."""
 
@@ -174,15 +226,15 @@ def beside(texts: Sequence[list[int]], pad_id: int = 0, before: int = 0, behind:
 
 
 def tiles(span: Span, size: int) -> Iterator[Tile]:
-    """The tiles of a span in a row of `size` tokens: large ones first, then small ones."""
+    """The tiles of a span in a row of `size` tokens, large ones first."""
     tokens = min(_wide(span.length), size)
-    large, small = (max(tokens_of // tokens, 1) for tokens_of in TILE_TOKENS)
+    heights = [max(tokens_of // tokens, 1) for tokens_of in TILE_TOKENS]  # descending
     first = 0
     while left := span.rows - first:
-        rows = large if left >= large else small
+        enough = [rows for rows in heights if left <= rows <= IN_VAIN * left]
+        rows = enough[-1] if enough else next((rows for rows in heights if rows <= left), heights[-1])
         kept = min(rows, left)
-        tile = _fit(span, size, first, rows, tokens, kept)
-        yield tile
+        yield _fit(span, size, first, rows, tokens, kept)
         first += kept
 
 

@@ -9,13 +9,14 @@ entering, leaving   the activations that go into and come out of a module's call
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sonde.read.packing import Span
+from sonde.read.packing import Bags, Span
 from sonde.read.pooling import pool_all, pool_packed
 from sonde.read.sites import Site
 
@@ -51,7 +52,11 @@ class Tokens:
         """(row, token, dim) -> for each pooling (row, dim), float32; one row a text."""
         if not self.spans:
             return pool_all(hidden, self.mask, hows, self.content)
-        return pool_packed(hidden[0], self.spans, hows, None if self.content is None else self.content[0])
+        return pool_packed(hidden[0], self._bags, hows)
+
+    @cached_property
+    def _bags(self) -> Bags:
+        return Bags(self.spans, None if self.content is None else self.content[0])
 
     def take(self, rows: Tensor) -> "Tokens":
         """The tokens of some rows, by their indices."""
