@@ -168,12 +168,12 @@ from sonde.read.view import View
 torch.set_num_threads(1)
 one = {0: Source(load_backbone(sys.argv[1], dtype="float32", device="cpu"), View(64))}
 blocks = expand_blocks(0, one[0], "ffn.*", "mean")
-said = "the first trains left early and nobody on the platform knew why " * 4  # scores of 4,096 such texts: 250 MB
+said = "the first trains left early and nobody on the platform knew why " * 4  # scores of 4,096 such texts, twice: 500 MB
 texts = [f"{row} {said}" for row in range(5000)]
 read(texts[:64], one, blocks)
 expected = read(texts, one, blocks).blocks["0/ffn.3/mean"]
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 160 * 2**20, resource.RLIM_INFINITY))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     found = read(texts, one, blocks, token_budget=2**20).blocks["0/ffn.3/mean"]
