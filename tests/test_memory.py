@@ -29,6 +29,7 @@ ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
     "mps": RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+    "onednn": RuntimeError("could not create a primitive"),
     "python": MemoryError(),
 }
 

@@ -21,8 +21,11 @@ _SIGNS = (
     "not enough memory",
     "can't allocate memory",
     "cannot allocate memory",
+    "could not create a primitive",
+    "could not execute a primitive",
 )
-"""What torch says in a plain RuntimeError: its allocator on the CPU, MPS, libraries of CUDA."""
+"""What torch says in a plain RuntimeError: its allocator on the CPU, MPS, libraries of CUDA; oneDNN, which keeps the
+reason to itself."""
 
 
 class Halving:
