@@ -1,11 +1,7 @@
 """Out of memory in a batch: it is halved, reading goes on, and the values stay the same."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,46 +150,3 @@ def test_reading_in_stages_is_halved_too(name: str, layer: int) -> None:
     assert told.keys() == plain.keys()
     for key, values in plain.items():
         np.testing.assert_allclose(told[key], values, rtol=1e-4, atol=1e-5)
-
-
-LIMITED = """
-import resource, sys, warnings
-from pathlib import Path
-import numpy as np, torch
-from sonde.read.backbone import load_backbone
-from sonde.read.blocks import Source
-from sonde.read.extract import read
-from sonde.read.sources import expand_blocks
-from sonde.read.view import View
-
-torch.set_num_threads(1)
-one = {0: Source(load_backbone(sys.argv[1], dtype="float32", device="cpu"), View(64))}
-blocks = expand_blocks(0, one[0], "ffn.*", "mean")
-said = "the first trains left early and nobody on the platform knew why " * 4  # scores of 4,096 such texts, twice: 500 MB
-texts = [f"{row} {said}" for row in range(5000)]
-read(texts[:64], one, blocks)
-expected = read(texts, one, blocks).blocks["0/ffn.3/mean"]
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 160 * 2**20, resource.RLIM_INFINITY))
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    found = read(texts, one, blocks, token_budget=2**20).blocks["0/ffn.3/mean"]
-assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
-print([getattr(entry.message, "code", "") for entry in caught])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space as Linux has them")
-def test_a_real_limit_of_memory() -> None:
-    """Not simulated: the allocator of torch is refused memory by the kernel."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(build("bert"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "halved_batches" in done.stdout
