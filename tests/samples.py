@@ -3,6 +3,7 @@
 command     runs `sonde` in this process
 worded      texts and labels of three topics, none of them equal
 make        a classifier on tiny backbones, in float32 and without a store
+saved       one that is fitted and saved, for fixtures
 agree_in_bfloat16   the tolerance of docs/reading.md on probabilities
 RECIPES     recipes that stand for the kinds of learner
 """
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,17 @@ def backbones(recipe: str) -> tuple[str, ...]:
 
 def make(recipe: str = "linear", **settings: Any) -> TextClassifier:
     return TextClassifier(recipe, **{"backbones": backbones(recipe), "dtype": "float32", "cache": None, **settings})
+
+
+def saved(recipe: str) -> Callable[[pytest.TempPathFactory], Path]:
+    """What a fixture of a module calls: a model of this recipe, fitted on `worded(90)`, in a folder named `words`."""
+
+    def save(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("models") / "words"
+        make(recipe).fit(*worded(90)).save(folder)
+        return folder
+
+    return save
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import oddities
 import pytest
-from samples import Run, command, make, worded
+from samples import Run, command, saved, worded
 
 import sonde
 from sonde.errors import ArgumentError, DataError
@@ -58,11 +58,7 @@ def cluster() -> Iterator[Any]:
             os.environ[name] = value
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ray") / "model"
-    make("auto").fit(TEXTS, LABELS).save(folder)
-    return folder
+model = pytest.fixture(scope="module")(saved("auto"))
 
 
 @pytest.fixture

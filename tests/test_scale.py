@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import oddities
 import pytest
-from samples import Run, command, make, worded
+from samples import Run, command, saved, worded
 
 import sonde
 from sonde.errors import ArgumentError, DataError, ReadingError, SondeWarning, warn
@@ -40,12 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return command(monkeypatch, capsys)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that reads a tiny backbone and n-grams."""
-    folder = tmp_path_factory.mktemp("scale") / "model"
-    make("auto").fit(TEXTS, LABELS).save(folder)
-    return folder
+model = pytest.fixture(scope="module")(saved("auto"))
 
 
 @pytest.fixture

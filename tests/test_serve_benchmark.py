@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import make, worded
+from samples import saved, worded
 from serving import running
 
 import sonde
@@ -19,11 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
 NEW, _ = worded(30, seed=1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    make("lexical").fit(*worded(90)).save(root / "words")
-    return root / "words"
+folder = pytest.fixture(scope="module")(saved("lexical"))
 
 
 @pytest.fixture(scope="module")

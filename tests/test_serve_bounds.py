@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import make, worded
+from samples import make, saved, worded
 from serving import Hold, Reply, answered, ask, classify, connected, everything, hold, running, until
 
 from sonde.errors import ArgumentError
@@ -23,11 +23,7 @@ TEXTS, LABELS = worded(90)
 TOKEN = "a-token-of-sixteen-signs"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    make("lexical").fit(TEXTS, LABELS).save(root / "words")
-    return root / "words"
+folder = pytest.fixture(scope="module")(saved("lexical"))
 
 
 @pytest.fixture(scope="module")

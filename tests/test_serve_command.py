@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import serving  # noqa: F401  skips where the extra is not installed
-from samples import Run, command, make, worded
+from samples import Run, command, make, saved, worded
 
 from sonde.errors import ArgumentError
 
@@ -23,11 +23,7 @@ TEXTS, LABELS = worded(90)
 run = pytest.fixture(command)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    make("lexical").fit(TEXTS, LABELS).save(root / "words")
-    return root / "words"
+folder = pytest.fixture(scope="module")(saved("lexical"))
 
 
 @contextmanager

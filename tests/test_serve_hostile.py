@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samples import make, worded
+from samples import saved
 from serving import ask, classify, running
 
 from sonde.serve.service import Service
@@ -15,11 +15,7 @@ AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    make("lexical").fit(*worded(90)).save(root / "words")
-    return root / "words"
+folder = pytest.fixture(scope="module")(saved("lexical"))
 
 
 @pytest.fixture(scope="module")

@@ -240,11 +240,11 @@ def tiles(span: Span, size: int) -> Iterator[Tile]:
 def _fit(span: Span, size: int, first: int, rows: int, tokens: int, kept: int) -> Tile:
     """A tile whose rows lie in the row of `size` tokens: others follow those that count, or stand before them."""
     start = span.start + first * span.length
-    for above, wide in ((0, tokens), (rows - kept, tokens), (0, span.length)):
-        begin, count = start - above * span.length, rows if wide == tokens else kept
-        if begin >= 0 and begin + (count - 1) * span.length + wide <= size:
-            return Tile(begin, count, wide, span.length, first, kept, above)
-    return Tile(start, kept, span.length, span.length, first, kept, 0)
+    for above in (0, rows - kept):
+        begin = start - above * span.length
+        if begin >= 0 and begin + (rows - 1) * span.length + tokens <= size:
+            return Tile(begin, rows, tokens, span.length, first, kept, above)
+    return Tile(start, kept, span.length, span.length, first, kept, 0)  # neither fits: these texts alone, as they are
 
 
 def _wide(length: int) -> int:

@@ -6,6 +6,7 @@ write_file    bytes -> a small file beside the shards
 read_hashes   the keys of a file, or None with a warning if it is damaged
 read_values   the values of a file
 opens         whether a file is whole, by its header
+is_finite     whether values are without NaN and infinity
 is_intact     whether a file holds what was written, by its checksum
 set_aside     drop a damaged file with a warning
 drop_folder   a whole block, in one step
@@ -160,10 +161,11 @@ def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
         return False
     if checksum != _checksum(hashes, values) or width not in (None, values.shape[1]):
         return False
-    return dtype in (None, str(values.dtype).removeprefix("torch.")) and _is_finite(values)
+    return dtype in (None, str(values.dtype).removeprefix("torch.")) and is_finite(values)
 
 
-def _is_finite(values: Tensor) -> bool:
+def is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite: a finite sum has finite terms, and costs a quarter of looking at each."""
     return not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
