@@ -403,10 +403,11 @@ def test_a_run_that_was_killed_ends_at_the_same_weights(method: str, tmp_path: P
 
 
 def _step(folder: Path) -> int:
-    """Of the state that stands in the folder; 0 if there is none yet."""
+    """Of the state that stands in the folder; 0 if there is none yet. Opened once ("pt" maps the file a second time, by
+    its name, which by then may be that of the next state)."""
     if not (folder / "state.safetensors").is_file():
         return 0
-    with safe_open(folder / "state.safetensors", framework="pt") as file:
+    with safe_open(folder / "state.safetensors", framework="np") as file:
         return int(json.loads(file.metadata()["position"])["step"])
 
 
