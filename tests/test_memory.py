@@ -1,5 +1,6 @@
-"""Out of memory in a batch: it is halved, reading goes on, and the values stay the same."""
+"""Memory: a batch that is too much is halved, and the values stay the same; what is freed is kept for a while."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +12,11 @@ from test_extract import made_texts, source
 from tiny import build
 
 from sonde.errors import ReadingError, SondeWarning
+from sonde.read import memory
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
-from sonde.read.memory import Halving, is_out_of_memory
+from sonde.read.memory import EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Halving, Heap, is_out_of_memory
 from sonde.read.sites import MAIN, Site
 from sonde.read.sources import expand_blocks
 from sonde.read.stages import read_in_stages
@@ -150,3 +152,61 @@ def test_reading_in_stages_is_halved_too(name: str, layer: int) -> None:
     assert told.keys() == plain.keys()
     for key, values in plain.items():
         np.testing.assert_allclose(told[key], values, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------- what becomes of memory that is freed
+
+
+class Library:
+    """In place of the C library."""
+
+    def __init__(self) -> None:
+        self.options: list[tuple[int, int]] = []
+        self.trims: list[int] = []
+
+    def mallopt(self, option: int, value: int) -> None:
+        self.options.append((option, value))
+
+    def malloc_trim(self, kept: int) -> None:
+        self.trims.append(kept)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    for name in memory._OWN_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    made = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: made)
+    return made
+
+
+def test_freed_memory_is_kept_and_handed_back_now_and_then(library: Library) -> None:
+    heap = Heap()
+    heap.read(EVERY_TOKENS)  # before anything is held, nothing is known of the library
+    assert library.trims == []
+    for _ in range(3):
+        heap.hold()
+    assert library.options == [(-3, HEAP_BYTES), (-1, HELD_BYTES)]  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    heap.read(EVERY_TOKENS - 1)
+    assert library.trims == []
+    heap.read(1)
+    assert library.trims == [0] and heap.tokens == 0
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_what_the_environment_says_of_memory_stands(
+    name: str, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    heap = Heap()
+    heap.hold()
+    heap.read(EVERY_TOKENS)
+    assert library.options == [] and library.trims == [0]
+
+
+def test_a_c_library_without_such_settings_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    heap = Heap()
+    heap.hold()
+    heap.read(EVERY_TOKENS)
+    assert heap.tokens == 0

@@ -63,8 +63,8 @@ def test_a_row_says_where_texts_and_their_content_stand() -> None:
 
 def test_there_are_few_lengths_of_rows() -> None:
     sizes = {beside([[5] * tokens]).ids.shape[1] for tokens in range(1, BUDGET + 1)}
-    assert all(size % STEP == 0 for size in sizes if size > 256) and len(sizes) == 23
-    assert max(sizes) == 2048
+    assert all(size % STEP == 0 for size in sizes if size > 256) and len(sizes) == 39
+    assert max(sizes) == BUDGET + WIDER
 
 
 @settings(max_examples=200)
@@ -90,7 +90,7 @@ def test_tiles_in_a_long_row_have_few_shapes() -> None:
     for length in range(1, LONGEST + 1):
         for rows in range(1, 1500 // length + 1):
             span = Span(300, rows, length)
-            shapes |= {(tile.rows, tile.tokens) for tile in tiles(span, 2048)}
+            shapes |= {(tile.rows, tile.tokens) for tile in tiles(span, BUDGET + WIDER)}
     assert len({tokens for _, tokens in shapes}) == 30
     assert len(shapes) <= 30 * len(TILE_TOKENS)
 
@@ -193,9 +193,9 @@ def test_of_many_batches_all_have_one_shape(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(backbone, "read_packed", noted)
     wanted = [(Site(MAIN, "hidden", 1), "mean")]
-    pieces = tokenise([" ".join(tiny.SENTENCES[:2])] * 900, backbone.tokenizer, View(POSITIONS))
+    pieces = tokenise([" ".join(tiny.SENTENCES[:2])] * 2500, backbone.tokenizer, View(POSITIONS))
     rows = torch.cat([values[wanted[0]] for _, values in read_pieces(pieces, backbone, wanted)])
-    assert len(seen) >= MANY and set(seen) == {BUDGET + WIDER} and len(rows) == 900
+    assert len(seen) >= MANY and set(seen) == {BUDGET + WIDER} and len(rows) == 2500
     assert float((rows - rows[0]).abs().max()) == 0
     seen.clear()
     few = tokenise(tiny.SENTENCES[:2], backbone.tokenizer, View(POSITIONS))

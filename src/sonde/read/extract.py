@@ -83,10 +83,10 @@ def extract(
             if numbers is not None:
                 first = {row: numbers[place] for row, place in first.items()}
             keys = hash_texts(unique)
-            parts = [reader.read(unique, keys, first) for reader in readers]
-            distinct = len(unique) == len(window)  # then they stand in order, and are not copied
-            values = {name: a if distinct else a[rows] for part in parts for name, a in part.blocks.items()}  # row dim
-            counts = np.stack([part.counts[rows] for part in parts]) if parts else np.zeros((0, len(rows), 2), np.int64)
+            wanted = None if len(unique) == len(window) else rows
+            parts = [reader.read(unique, keys, first, wanted) for reader in readers]
+            values = {name: array for part in parts for name, array in part.blocks.items()}  # row dim
+            counts = np.stack([part.counts for part in parts]) if parts else np.zeros((0, len(rows), 2), np.int64)
             yield Window(start, values, counts[:, :, 0], counts[:, :, 1])
             start += len(window)
             advance(len(window))
@@ -101,6 +101,9 @@ def read(
     token_budget: int | None = None,
 ) -> Window:
     """Read all texts into one window: each distinct text once, in any order, with or without a store."""
+    if 0 < len(texts) <= window_rows(sources, blocks) and sum(map(len, texts)) <= WINDOW_CHARACTERS:
+        [only] = extract(texts, sources, blocks, store, token_budget=token_budget, total=len(texts))
+        return only
     unique = list(dict.fromkeys(texts))
     place = {text: row for row, text in enumerate(unique)}
     rows = np.array([place[text] for text in texts], dtype=np.int64)
@@ -123,7 +126,9 @@ def read(
             whole[name][window.start : stop] = values
     if len(unique) == len(texts):
         return Window(0, whole, counts[0], counts[1])
-    return Window(0, {n: v[rows] for n, v in whole.items()}, counts[0][:, rows], counts[1][:, rows])
+    for name in whole:  # one at a time: each then takes the memory of the one before
+        whole[name] = whole[name][rows]
+    return Window(0, whole, counts[0][:, rows], counts[1][:, rows])
 
 
 def window_rows(sources: Mapping[int, Source], blocks: Sequence[Block]) -> int:

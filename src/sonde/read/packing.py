@@ -32,8 +32,9 @@ from sonde.read.view import Pieces
 WIDER = 8
 """Tokens behind the last text, at least: so much wider than its texts a tile may be."""
 
-BUDGET = 2048 - WIDER
-"""On a CPU: all-MiniLM-L6-v2 reads 10 to 20% slower with rows of 1,024, and no faster with 4,096 (two cores)."""
+BUDGET = 6144 - WIDER
+"""On a CPU: all-MiniLM-L6-v2 reads 10 to 20% slower with rows of 2,048, up to 8% with 4,096, and no faster with 8,192
+(two cores; where freed memory is kept, see `sonde.read.memory`)."""
 
 ROOM = 1 / 64
 """Of the budget: less room than that stays empty; short texts of many lengths would fill it, each a span of its own."""

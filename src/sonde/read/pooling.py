@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from sonde.errors import BackboneError, choose
-from sonde.read.packing import Bag, Bags
+from sonde.read.packing import Bag, Bags, Span
 
 Hidden = Float[Tensor, "row token dim"]
 Mask = Bool[Tensor, "row token"]
@@ -81,17 +81,32 @@ def pool_packed(
     found = {
         how: _bag_mean(hidden, bags.content if how == "mean_content" else bags.whole) for how in hows if "mean" in how
     }
-    finite = "mean" in found and _orders_as_integers(hidden) and bool(torch.isfinite(found["mean"]).all())
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "max": _integer_maximum if finite else lambda some: some.amax(dim=1),
-        "first": lambda some: some[:, 0],
-        "last": lambda some: some[:, -1],
+    # a sum that is finite has no term that is not
+    as_integers = "mean" in found and _orders_as_integers(hidden) and bool(found["mean"].sum().isfinite())
+    ways: dict[str, Callable[[], Tensor]] = {
+        "max": lambda: _packed_maximum(hidden, bags.spans, as_integers),
+        "first": lambda: torch.cat([span.of(hidden)[:, 0] for span in bags.spans]),
+        "last": lambda: torch.cat([span.of(hidden)[:, -1] for span in bags.spans]),
     }
     for how in hows:
         if how not in found:
-            way = ways[choose("Pooling", how, ways, BackboneError)]
-            found[how] = torch.cat([way(span.of(hidden)) for span in bags.spans]).float()  # row dim
+            found[how] = ways[choose("Pooling", how, ways, BackboneError)]().float()  # row dim
     return found
+
+
+def _packed_maximum(hidden: Float[Tensor, "token dim"], spans: Sequence[Span], as_integers: bool) -> Tensor:
+    """(row, dim), exact; the spans one by one, everything else at once."""
+    tokens = hidden.view(torch.int16) if as_integers else hidden
+    size = (sum(span.rows for span in spans), hidden.shape[1])
+    highest, lowest = tokens.new_empty(size), tokens.new_empty(size if as_integers else (0,))
+    first = 0
+    for span in spans:
+        rows = slice(first, first + span.rows)
+        torch.amax(span.of(tokens), dim=1, out=highest[rows])
+        if as_integers:
+            torch.amin(span.of(tokens), dim=1, out=lowest[rows])
+        first = rows.stop
+    return _of_integers(highest, lowest) if as_integers else highest
 
 
 def _bag_mean(hidden: Float[Tensor, "token dim"], bag: Bag) -> Pooled:
@@ -99,7 +114,7 @@ def _bag_mean(hidden: Float[Tensor, "token dim"], bag: Bag) -> Pooled:
     four times as fast as products with ones and compiles nothing. It sums in float32 and rounds the sum.
     """
     total = nn.functional.embedding_bag(bag.tokens, hidden, bag.starts, mode="sum")  # row dim
-    return total.float() / bag.counts
+    return total.float().div_(bag.counts)
 
 
 def _orders_as_integers(hidden: Tensor) -> bool:
@@ -107,12 +122,15 @@ def _orders_as_integers(hidden: Tensor) -> bool:
 
 
 def _integer_maximum(hidden: Hidden) -> Float[Tensor, "row dim"]:
-    """Of bits as whole numbers, floats that are not negative keep their order and stand above all that are negative,
-    whose order turns round.
-    """
     bits = hidden.view(torch.int16)
-    highest = bits.amax(dim=1)  # row dim
-    return torch.where(highest >= 0, highest, bits.amin(dim=1)).view(torch.bfloat16)
+    return _of_integers(bits.amax(dim=1), bits.amin(dim=1))
+
+
+def _of_integers(highest: Tensor, lowest: Tensor) -> Tensor:
+    """The greatest of floats, from the highest and the lowest of their bits as whole numbers: floats that are not
+    negative keep their order and stand above all that are negative, whose order turns round.
+    """
+    return torch.where(highest >= 0, highest, lowest).view(torch.bfloat16)
 
 
 def _mean(hidden: Hidden, mask: Mask | None, content: Mask | None = None) -> Pooled:

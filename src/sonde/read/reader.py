@@ -7,11 +7,10 @@ read_pieces   a model's activations, batch by batch, packed where that can be
 check_finite, unit   values without NaN, rows of length one
 """
 
-import ctypes
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +21,7 @@ from sonde.errors import ReadingError, StoreError
 from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
-from sonde.read.memory import Halving
+from sonde.read.memory import HEAP, Halving
 from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.shards import is_finite
 from sonde.read.sites import MAIN, Site
@@ -37,9 +36,6 @@ A store that somebody named keeps every row."""
 
 SHORT_SHARD_BYTES = 4
 """Allowance a row and block in estimates, for the headers of the shorter shards that long texts make."""
-
-MANY_ROWS = 1024
-"""After so many rows free memory goes back to the system; fewer, of a service, leave little behind."""
 
 ATTEMPTS = 2
 """So often rows are looked for in the store; if it loses them each time, it is passed by."""
@@ -138,15 +134,25 @@ class Reader:
         self.columns = [*self._own.values(), *self._whole.values()]
         self.in_use: Sequence[Column] = self.columns
 
-    def read(self, texts: list[str], keys: np.ndarray, first: Mapping[int, int]) -> Part:
-        """Read distinct texts; `first` gives the row by which an error names each."""
+    def read(
+        self, texts: list[str], keys: np.ndarray, first: Mapping[int, int], rows: np.ndarray | None = None
+    ) -> Part:
+        """Read distinct texts; `first` gives the row by which an error names each. Of these, `rows` come, or all."""
         values = self._stored_or_read(texts, keys, first)
-        counts = values[TOKENS].numpy().astype(np.int64)
-        blocks = {}
+        places = None if rows is None else torch.from_numpy(rows)
+        blocks, uses = {}, Counter([TOKENS, *self.blocks.values()])
+
+        def take(kind: Kind) -> Tensor:
+            """And drop what is not needed again: the next takes its memory."""
+            uses[kind] -= 1
+            whole = values[kind] if uses[kind] else values.pop(kind)
+            return whole if places is None else whole[places]
+
         for block, kind in self.blocks.items():
-            array = values[kind].float().numpy()
+            array = take(kind).float().numpy()
             sentence = block.site.kind == "sentence" and self.source.backbone.sentence.normalise
             blocks[block.name] = unit(array) if sentence else array
+        counts = take(TOKENS).numpy().astype(np.int64)
         return Part(blocks, counts)
 
     def bytes_of(self, kind: Kind, rows: int, window_rows: int) -> int:
@@ -233,8 +239,7 @@ class Reader:
         values: dict[Kind, Tensor] = {}
         if wanted:
             values = self._run(pieces, wanted)
-            if len(texts) >= MANY_ROWS:
-                _give_back()
+            HEAP.read(sum(len(ids) for ids in pieces.ids))
             check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
             values = {kind: v.to(backbone.dtype) for kind, v in values.items()}  # of windows; else they are
@@ -244,6 +249,8 @@ class Reader:
     def _run(self, pieces: Pieces, kinds: Sequence[Kind]) -> dict[Kind, Tensor]:
         """(piece, dim) of every kind, in the order of the pieces; float32 where windows are still to be joined."""
         backbone = self.source.backbone
+        if backbone.device.type == "cpu":
+            HEAP.hold()
         taps = {kind: (kind.site, kind.pooling or None) for kind in kinds}
         dtype = backbone.dtype if len(pieces.ids) == len(pieces.tokens) else torch.float32
         sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
@@ -303,16 +310,6 @@ def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
         weight = torch.where(left[owner], content, weight)
     total = torch.zeros(rows).index_add(0, owner, weight)  # row
     return torch.zeros((rows, values.shape[1])).index_add(0, owner, values * weight[:, None]) / total[:, None]
-
-
-def _give_back() -> None:
-    """Return free memory to the system, where the C library has a call for it.
-
-    glibc else keeps it in pieces between the compiled products that oneDNN holds for good; what comes next does not
-    fit in, and memory grows with every window.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # macOS, musl; Windows
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_finite(values: Mapping[Kind, Tensor], pieces: Pieces, first: Mapping[int, int], name: str) -> None:
