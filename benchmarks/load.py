@@ -1,12 +1,17 @@
 """A bounded load on `sonde serve`, from a process of its own: python benchmarks/load.py PLAN.json
 
 run     a plan -> what came back: latencies, refusals, wrong and lost answers, this process's own processor time
-Client  one connection that is kept, and asks again when it was cut
+Client  one connection that is kept, and opened anew when it was cut
 
 A plan (JSON) has `url`, `rows` (pairs of a text and its probabilities, which every answer is compared with),
 `tolerance`, `texts` (in one request), `connections`, `seconds`, and `rate`: requests a second that are sent whether or
 not earlier ones were answered (an open loop), or null: every connection asks as soon as it was answered (a closed
 loop).
+
+Outcomes: `right`, `wrong` (another probability), `refused` (503), `status N`, `unreachable` (nobody listens),
+`lost` (no answer though somebody listened), `not sent` (every connection was busy when it was due). A kept connection
+may be closed by the other side just when it is used again; such a request is sent once more, as HTTP clients do (RFC
+9112, 9.3.1), and counted as `sent again` beside its outcome.
 """
 
 import asyncio
@@ -34,10 +39,22 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.host, self.port = urlsplit(url).hostname, urlsplit(url).port
+        self.sent_again = 0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of one answer; `OSError` or `EOFError` if the connection is cut."""
+        """Status and body of one answer; `OSError` or `EOFError` if there is no answer."""
+        kept = self._streams is not None
+        try:
+            return await self._ask(body)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
+            if not kept or begun:
+                raise
+        self.sent_again += 1
+        return await self._ask(body)
+
+    async def _ask(self, body: bytes) -> tuple[int, bytes]:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self.host, self.port)
         reader, writer = self._streams
@@ -71,7 +88,13 @@ class _Load:
         self.outcomes: Counter[str] = Counter()
         self.latencies: list[float] = []
         self.worst = 0.0
+        self.clients: list[Client] = []
         self._bodies = itertools.cycle(list(_bodies(plan["rows"], plan["texts"])))
+
+    def client(self) -> Client:
+        """A connection, still to be opened."""
+        self.clients.append(Client(self.plan["url"]))
+        return self.clients[-1]
 
     async def one(self, client: Client) -> None:
         """One request, judged."""
@@ -80,6 +103,9 @@ class _Load:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 status, content = await client.ask(body)
+        except ConnectionRefusedError:
+            self.outcomes["unreachable"] += 1
+            return
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             self.outcomes["lost"] += 1
             return
@@ -113,7 +139,7 @@ async def _closed(load: _Load) -> None:
     end = time.perf_counter() + load.plan["seconds"]
 
     async def keep_asking() -> None:
-        client = Client(load.plan["url"])
+        client = load.client()
         while time.perf_counter() < end:
             await load.one(client)
         client.close()
@@ -123,7 +149,7 @@ async def _closed(load: _Load) -> None:
 
 async def _open(load: _Load) -> None:
     """Requests begin at a fixed rate; where every connection is busy, none begins, and that is counted."""
-    idle = [Client(load.plan["url"]) for _ in range(load.plan["connections"])]
+    idle = [load.client() for _ in range(load.plan["connections"])]
     running: set[asyncio.Task[None]] = set()
 
     async def borrow(client: Client) -> None:
@@ -154,11 +180,12 @@ def run(plan: Mapping[str, Any]) -> dict[str, Any]:
     asyncio.run(_closed(load) if plan["rate"] is None else _open(load))
     seconds = time.perf_counter() - began
     answered = load.outcomes["right"] + load.outcomes["wrong"]
+    load.outcomes["sent again"] = sum(client.sent_again for client in load.clients)
     return {
         "seconds": round(seconds, 3),
         "client_cpu_seconds": round(time.process_time() - cpu, 3),
         "texts": answered * plan["texts"],
-        "outcomes": dict(load.outcomes),
+        "outcomes": {name: count for name, count in load.outcomes.items() if count},
         "latency_ms": _percentiles(load.latencies),
         "largest_difference": load.worst,
     }

@@ -6,61 +6,25 @@ sentence-transformers' own ONNX and OpenVINO backends need packages that put tra
 so do not install beside it. What they run is run here without them: the same export, dynamic int8 weights by channel,
 and the loop of `encode` (longest texts first, batches of 32, padded to the longest, mean, unit length).
 
-started       an environment, a worker in it
-Worker        vectors and times, from the other process
-Unavailable   why there is none
+started   an environment, a worker in it
 """
 
-import json
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from worker import Unavailable, Worker, answer, working
+
 PINS = ("onnxruntime==1.31.1", "onnx==1.23.2", "ml_dtypes", "protobuf", "flatbuffers")
 """Without their dependencies, which the environment of sonde holds: torch is never fetched."""
 INSTALL_SECONDS = 300  # about 120 MB; a slower network is a reason to skip
 BATCH = 32  # the default of `encode`
-
-
-class Unavailable(Exception):
-    """The packages cannot be had, or do not work here."""
-
-
-class Worker:
-    """The other process."""
-
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
-        self._process, self._folder = process, folder
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        """Send a request and wait for the answer."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise Unavailable(f"the worker stopped: {last_line(self._folder / 'worker.log')}")
-        return json.loads(answer)
-
-    def timed(self, texts: Sequence[str]) -> dict[str, float]:
-        """Wall-clock and processor seconds of one reading, by the worker's clocks."""
-        found: dict[str, float] = self.ask({"texts": list(texts)})
-        return found
-
-    def vectors(self, texts: Sequence[str]) -> Any:
-        """The vectors (row, dim)."""
-        import numpy as np
-
-        path = self._folder / "vectors.npy"
-        self.ask({"texts": list(texts), "out": str(path)})
-        return np.load(path)
 
 
 @contextmanager
@@ -73,20 +37,9 @@ def started(folder: str, max_tokens: int, threads: int) -> Iterator[Worker]:
         If the packages cannot be installed, or the model cannot be exported.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
-        python = environment(home / "venv")
-        with (home / "worker.log").open("w") as log:
-            process = subprocess.Popen(
-                [str(python), __file__, folder, str(max_tokens), str(threads)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
-            try:
-                worker = Worker(process, home)
-                worker.ask({"texts": ["ready"]})
-                yield worker
-            finally:
-                process.kill()
-                process.communicate()
+        python = environment(Path(temporary) / "venv")
+        with working([str(python), __file__, folder, str(max_tokens), str(threads)]) as worker:
+            yield worker
 
 
 def environment(home: Path) -> Path:
@@ -109,12 +62,6 @@ def environment(home: Path) -> Path:
     ).stdout.strip()  # fmt: skip
     (Path(site) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log, which names the error."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 # ------------------------------------------------------------------- worker
@@ -163,8 +110,7 @@ def encoded(session: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int)
 
 
 def serve(folder: str, max_tokens: int, threads: int) -> None:
-    """Answer requests, one a line, until there are no more."""
-    import numpy as np
+    """Answer requests until there are no more."""
     import onnxruntime
     from transformers import AutoTokenizer
 
@@ -175,15 +121,7 @@ def serve(folder: str, max_tokens: int, threads: int) -> None:
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            wall, cpu = time.perf_counter(), time.process_time()
-            vectors = encoded(session, tokenizer, request["texts"], max_tokens)
-            found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-            if "out" in request:
-                np.save(request["out"], vectors)
-            sys.stdout.write(json.dumps(found) + "\n")
-            sys.stdout.flush()
+        answer(lambda texts: encoded(session, tokenizer, texts, max_tokens))
 
 
 if __name__ == "__main__":

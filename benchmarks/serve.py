@@ -124,9 +124,9 @@ class Service:
 
 
 @contextmanager
-def served(model: Path, dtype: str) -> Iterator[Service]:
-    """`sonde serve` as a process of its own, stopped at the end."""
-    command = [sys.executable, "-m", "sonde.cli", "serve", str(model), "--port", "0", "--dtype", dtype, "--json"]
+def served(model: Path, dtype: str, port: int = 0) -> Iterator[Service]:
+    """`sonde serve` as a process of its own, stopped at the end; port 0 is any that is free."""
+    command = [sys.executable, "-m", "sonde", "serve", str(model), "--port", str(port), "--dtype", dtype, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
@@ -187,6 +187,11 @@ def _recovery(service: Service, plan: Mapping[str, Any], usual_ms: float) -> flo
     return None
 
 
+def lost(found: Mapping[str, Any]) -> int:
+    """Requests that never had an answer, and those that had one only when they were sent again."""
+    return sum(found["outcomes"].get(name, 0) for name in ("lost", "unreachable", "sent again"))
+
+
 def _ms(seconds: float, texts: int) -> float:
     return round(1000 * seconds / max(texts, 1), 3)
 
@@ -237,7 +242,10 @@ def _levels(levels: Mapping[str, Any], offline: Mapping[str, Any]) -> str:
     for count, level in levels.items():
         times = level["service_cpu_ms_a_text"] / offline["cpu_ms_a_text"]
         latency = [f"{level['latency_ms'].get(name, float('nan')):g}" for name in ("p50", "p95", "p99")]
-        counts = [str(level["outcomes"].get(name, 0)) for name in ("wrong", "lost", "refused")]
+        counts = [
+            str(count)
+            for count in (level["outcomes"].get("wrong", 0), lost(level), level["outcomes"].get("refused", 0))
+        ]
         shown = [
             count, f"{level['texts_a_second']:g}", *latency, f"{level['service_cpu_ms_a_text']:g}", f"{times:.2f}",
             *counts, f"{level['memory_mb']:g}",
@@ -257,7 +265,7 @@ def _overload(found: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     rest = "".join(f", {count} with {name}" for name, count in other.items())
     return (
         f"{found['rate']:g} requests a second for {setting['overload_seconds']:g} s: {outcomes.get('right', 0):,} "
-        f"answered right, {outcomes.get('wrong', 0)} wrong, {outcomes.get('lost', 0)} lost, "
+        f"answered right, {outcomes.get('wrong', 0)} wrong, {lost(found)} lost, "
         f"{outcomes.get('refused', 0):,} refused with 503{rest}; {outcomes.get('not sent', 0):,} more would have begun "
         f"had one of the {OVERLOAD_CONNECTIONS:,} connections been free. Those answered took "
         f"{found['latency_ms'].get('p50', 0) / 1000:.1f} s in the median. Memory: {first:g} MB at most in the first "

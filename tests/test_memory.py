@@ -11,12 +11,13 @@ import torch
 from test_extract import made_texts, source
 from tiny import build
 
+from sonde import heap as heaps
 from sonde.errors import ReadingError, SondeWarning
-from sonde.read import memory
+from sonde.heap import EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Heap
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
-from sonde.read.memory import EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Halving, Heap, is_out_of_memory
+from sonde.read.memory import Halving, is_out_of_memory
 from sonde.read.sites import MAIN, Site
 from sonde.read.sources import expand_blocks
 from sonde.read.stages import read_in_stages
@@ -173,7 +174,7 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    for name in memory._OWN_SETTINGS:
+    for name in heaps._OWN_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     made = Library()
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: made)

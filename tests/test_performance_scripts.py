@@ -146,6 +146,17 @@ def test_ratios_of_reading_are_judged_by_the_weakest_set() -> None:
     assert "SST-2 2.02 (2.02 to 2.02); **not within** 1.25." in benchmark.taps(content)
 
 
+@pytest.mark.slow
+def test_reading_is_timed_beside_sentence_transformers_in_its_own_process(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    script("reading").main(["--data", str(data), "--rounds", "2", "--scale", "0.01", "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "reading.json").read_text())
+    assert set(content["sets"]) == {"ag_news", "sst2", "imdb"} and list(content["skipped"]) == ["st_int8"]
+    for found in content["sets"].values():
+        assert found["lowest_cosine"]["float32"] > 0.99999 and set(found["times"]) >= {"st_float32", "st_bfloat16"}
+        assert all(one["seconds"] > 0 and one["cpu_seconds"] > 0 for times in found["times"].values() for one in times)
+
+
 def test_unequal_vectors_are_not_timed() -> None:
     benchmark = script("reading")
     vectors = np.eye(3, dtype=np.float32)
@@ -293,7 +304,7 @@ def test_an_environment_that_cannot_be_made_is_a_reason_to_skip(
 
 
 def test_a_worker_that_stops_says_why(tmp_path: Path) -> None:
-    benchmark = script("onnx_int8")
+    benchmark = script("worker")
     (tmp_path / "worker.log").write_text("Traceback\nValueError: no such model\n")
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

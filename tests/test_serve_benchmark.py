@@ -61,7 +61,7 @@ def test_wrong_lost_and_refused_answers_are_told_apart(
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
         lost = load.run(plan(service, folder, url=nowhere, seconds=0.1))
-    assert set(lost["outcomes"]) == {"lost"} and lost["texts"] == 0 and lost["latency_ms"] == {}
+    assert set(lost["outcomes"]) == {"unreachable"} and lost["texts"] == 0 and lost["latency_ms"] == {}
     monkeypatch.setattr(guarding, "MAX_REQUESTS", 0)
     assert set(load.run(plan(service, folder))["outcomes"]) == {"refused"}
 

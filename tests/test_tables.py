@@ -25,6 +25,7 @@ from sonde.tables import (
     EXTENSIONS,
     Table,
     TableWriter,
+    draw_table,
     iter_tables,
     label_column,
     read_table,
@@ -174,6 +175,48 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path, extension: str) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_drawing_holds_what_it_draws_and_no_more(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"long.{extension}"
+    with TableWriter(path) as writer:
+        for start in range(0, 200_000, 10_000):
+            writer.write({"text": [f"{row} {'x' * 200}" for row in range(start, start + 10_000)]})
+    list(iter_tables(path))  # what is imported for good
+    tracemalloc.start()
+    drawn = draw_table(path, 500)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert drawn.rows == 500 and held < 20e6 < 200_000 * 200
+
+
+@pytest.mark.parametrize("rows", [1, 7, 99, 100, 101, 10**6])
+def test_drawn_rows_stand_in_order_and_know_their_numbers(tmp_path: Path, rows: int) -> None:
+    path = put(tmp_path, "t.csv", "text,n\n" + "".join(f"t{i},{i}\n" for i in range(1, 101)))
+    drawn = draw_table(path, rows, ["n"], seed=3)
+    numbers = [int(cell) for cell in drawn.columns["n"]]
+    assert len(numbers) == min(rows, 100) and numbers == sorted(set(numbers))
+    assert [drawn.number(row) for row in range(drawn.rows)] == numbers
+    assert drawn.columns == draw_table(path, rows, ["n"], seed=3).columns
+
+
+def test_every_row_is_as_likely_to_be_drawn(tmp_path: Path) -> None:
+    path = put(tmp_path, "t.csv", "n\n" + "".join(f"{i}\n" for i in range(50)))
+    counts = np.zeros(50)
+    for seed in range(400):
+        counts[[int(str(cell)) for cell in draw_table(path, 10, seed=seed).columns["n"]]] += 1
+    # each row 80 times of 400, give or take 8; the sum of squares is chi-squared with 49 degrees, but for the factor
+    assert counts.sum() == 4000 and ((counts - 80) ** 2 / (80 * 0.8)).sum() < 95  # one in 10,000 is above 94
+
+
+def test_what_is_wrong_with_a_drawn_row_is_said_with_its_number_in_the_file(tmp_path: Path) -> None:
+    path = put(tmp_path, "t.jsonl", "".join(f'{{"text": {i}}}\n' for i in range(1, 1000)))
+    drawn = draw_table(path, 2, seed=1)
+    with pytest.raises(DataError, match=rf"row {drawn.columns['text'][0]}, column 'text'"):
+        text_column(drawn, "text")
+    with pytest.raises(ArgumentError, match="rows is 0; draw one row or more"):
+        draw_table(path, 0)
 
 
 def test_reading_and_writing_are_fast(tmp_path: Path) -> None:

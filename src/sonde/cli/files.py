@@ -16,12 +16,18 @@ from sonde.errors import ArgumentError, DataError
 
 
 def labelled(
-    path: Path, text: str, label: str, separator: str | None, names: dict[str, str]
+    path: Path,
+    text: str,
+    label: str,
+    separator: str | None,
+    names: dict[str, str],
+    rows: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[str], list[Any]]:
-    """The texts and the labels of a file, the labels under their names."""
-    from sonde.tables import label_column, read_table, text_column
+    """The texts and the labels of a file, or of so many rows drawn from it; the labels under their names."""
+    from sonde.tables import draw_table, label_column, read_table, text_column
 
-    table = read_table(path, [text, label])
+    table = read_table(path, [text, label]) if rows is None else draw_table(path, rows, [text, label], seed)
     labels: list[Any] = label_column(table, label, separator)
     return text_column(table, text), [_rename(value, names) for value in labels] if names else labels
 

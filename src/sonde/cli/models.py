@@ -16,6 +16,7 @@ from sonde.cli.options import (
     MODEL_HELP,
     NAMES_HELP,
     POOLING_HELP,
+    ROWS_HELP,
     SAMPLE_HELP,
     SITE_HELP,
     TARGET_HELP,
@@ -69,7 +70,8 @@ def fit(
     long_text: Long = LongText.cut,
     class_weight: Annotated[str | None, typer.Option("--class-weight", help=WEIGHT_HELP)] = None,
     metric: Annotated[MetricName, typer.Option("--metric", help="What settings are chosen for.")] = MetricName.accuracy,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and heads.")] = 0,
+    rows: Annotated[int | None, typer.Option("--rows", help=ROWS_HELP)] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of folds, heads and drawn rows.")] = 0,
     sample_rows: Annotated[int, typer.Option("--sample-rows", help=SAMPLE_HELP)] = SAMPLE_ROWS,
     eta: Annotated[float | None, typer.Option("--eta", help=ETA_HELP)] = None,
     layers: Annotated[int | None, typer.Option("--layers", help=LAYERS_HELP)] = None,
@@ -85,7 +87,7 @@ def fit(
         from sonde.classifier import TextClassifier
 
         names = read_names(label_names)
-        texts, labels = labelled(train, text, label, label_separator, names)
+        texts, labels = labelled(train, text, label, label_separator, names, rows, seed)
         held = labelled(validation, text, label, label_separator, names) if validation else None
         _refuse_foreign(out)
         _warn_unread(recipe, bool(backbone or max_tokens))

@@ -31,6 +31,7 @@ NAMES_HELP = "JSON: a list of names for the labels 0, 1, ..., or an object label
 WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
 ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
+ROWS_HELP = "Train on so many rows, drawn while the file streams by: for files larger than memory."
 SAMPLE_HELP = "Most rows on which stc chooses neurons."
 ETA_HELP = "With stc: share of a layer's importance that is kept, instead of the best out of fold."
 LAYERS_HELP = "With stc: layers that are read, instead of the fewest that are as good as any."

@@ -34,7 +34,7 @@ WIDER = 8
 
 BUDGET = 6144 - WIDER
 """On a CPU: all-MiniLM-L6-v2 reads 10 to 20% slower with rows of 2,048, up to 8% with 4,096, and no faster with 8,192
-(two cores; where freed memory is kept, see `sonde.read.memory`)."""
+(two cores; where freed memory is kept, see `sonde.heap`)."""
 
 ROOM = 1 / 64
 """Of the budget: less room than that stays empty; short texts of many lengths would fill it, each a span of its own."""

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from sonde.errors import ReadingError, StoreError
+from sonde.heap import HEAP
 from sonde.read.backbone import Backbone, Wanted
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
-from sonde.read.memory import HEAP, Halving
+from sonde.read.memory import Halving
 from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.shards import is_finite
 from sonde.read.sites import MAIN, Site

@@ -3,6 +3,7 @@
     Table             columns of one file, or of one stretch of its rows
     read_table        a whole file
     iter_tables       a file in stretches of rows, in constant memory
+    draw_table        so many rows of a file, at random, in the memory of these
     text_column       a column as texts; a missing cell is a blank text
     label_column      a column as labels; a missing cell is None
     write_table       columns -> file
@@ -15,6 +16,7 @@ accepted); .csv and .tsv quote as RFC 4180 says; blank lines are no rows. Rows a
 
 from sonde.tables.atomic import write_atomically
 from sonde.tables.columns import Label, label_column, text_column
+from sonde.tables.drawing import draw_table
 from sonde.tables.reading import iter_tables, read_table
 from sonde.tables.table import EXTENSIONS, Columns, Table
 from sonde.tables.writing import TableWriter, write_table
@@ -25,6 +27,7 @@ __all__ = [
     "Label",
     "Table",
     "TableWriter",
+    "draw_table",
     "iter_tables",
     "label_column",
     "read_table",

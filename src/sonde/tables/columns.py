@@ -107,7 +107,7 @@ def _check_one_type(table: Table, name: str, labels: Sequence[object]) -> None:
 def _check_alike(table: Table, name: str, labels: Sequence[tuple[int, object]]) -> None:
     for row, label in labels:
         if type(label) is not type(labels[0][1]):
-            (first, other), second = labels[0], row + table.start + 1
+            (first, other), second = labels[0], table.number(row)
             raise DataError(
                 f"{_place(table, name, first)} holds {described(other)}, row {second} holds {described(label)}; "
                 f"the labels of a column must be of one type."
@@ -124,7 +124,7 @@ def _missing(cell: object) -> bool:
 
 
 def _place(table: Table, name: str, row: int) -> str:
-    return f"{table.path}: row {table.start + row + 1}, column {name!r}"
+    return f"{table.path}: row {table.number(row)}, column {name!r}"
 
 
 def described(cell: object) -> str:

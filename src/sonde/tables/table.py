@@ -31,11 +31,17 @@ class Table:
     """Column name -> one cell per row: str in csv and tsv, the file's own types elsewhere, None where missing."""
     start: int = 0
     """Rows of the file that stand before the first row here."""
+    numbers: Sequence[int] | None = None
+    """Number of each row in the file, from 1, where rows are missing between them; None: they follow on each other."""
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return len(next(iter(self.columns.values()), []))
+
+    def number(self, row: int) -> int:
+        """The number in the file, from 1, of a row here, from 0."""
+        return self.start + row + 1 if self.numbers is None else int(self.numbers[row])
 
     @property
     def names(self) -> list[str]:
