@@ -2,7 +2,7 @@
 
     python benchmarks/released.py --data DIR --model FOLDER [--scale 1.0] [--threads N] [--out docs/results]
 
-FOLDER holds a decoder. Two ways read the mean of its last five hidden states, in one process, in turn:
+FOLDER holds a decoder. Two ways read the mean of its last five hidden states, each in a process of its own, in turn:
 
 released   fixed batches (90 of SST-2, 40 of AG News, 10 of IMDb), every text padded to the set's maximum length, all
            hidden states returned, the mean over all positions, pads included
@@ -22,7 +22,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from ratios import (
     threads,
     timed,
 )
-from torch import Tensor
+from worker import Worker, working
 
 from sonde.bench import machine
 from sonde.bench.cells import table
@@ -50,12 +52,11 @@ from sonde.bench.datasets import TITLES, read_split
 from sonde.cost.power import counters
 from sonde.errors import DataError
 from sonde.read.batching import TOKEN_BUDGET, plan
-from sonde.read.blocks import Source
 from sonde.read.extract import read
 from sonde.read.forward import Forward
 from sonde.read.sites import MAIN, Site
 from sonde.read.sources import expand_blocks, open_sources
-from sonde.read.view import Pieces, filler_id, tokenise
+from sonde.read.view import tokenise
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def run(
         sets = {}
         for name, way in WAYS.items():
             texts = read_split(data, name, "test").take(max(int(way.rows * scale), 2), SEED).texts
-            sets[name] = measure(texts, way, str(model), rounds)
+            sets[name] = measure(texts, way, str(model), rounds, count)
         gpu = _gpu(data, str(model)) if torch.cuda.is_available() else {"skipped": "no CUDA device"}
     content: dict[str, Any] = {
         "setting": {"model": Path(model).name, "rounds": rounds, "threads": count, "depths": DEPTHS, "note": note},
@@ -128,67 +129,39 @@ def run(
     return publish(out, "released", content, to_markdown)
 
 
-def measure(texts: list[str], way: Way, model: str, rounds: int) -> dict[str, Any]:
+def measure(texts: list[str], way: Way, model: str, rounds: int, count: int) -> dict[str, Any]:
     """Tokens, equality and times of both ways in both dtypes."""
     contenders: dict[str, Callable[[], Times]] = {}
     cosines = {}
-    for dtype in DTYPES:
-        source = open_sources({0: model}, max_tokens=way.max_tokens, long_text="cut", dtype=dtype, device="cpu")[0]
-        blocks = expand_blocks(0, source, DEPTHS, "mean")
-        few = texts[: way.batch]
-        ours = read(few, {0: source}, blocks).blocks[blocks[-1].name]
-        cosines[dtype] = lowest_cosine(ours, released(few, source, way, masked=True)[-1])
-        if not cosines[dtype] >= LEAST_COSINE:
-            raise DataError(
-                f"The two ways give other vectors in {dtype}: the least cosine is {cosines[dtype]:.5f}, below "
-                f"{LEAST_COSINE}. Times of unequal work are not compared."
-            )
-        contenders[f"released {dtype}"] = _turn(released, texts, source, way)
-        contenders[f"sonde {dtype}"] = _turn(read, texts, {0: source}, blocks)
+    with ExitStack() as stack:
+        for dtype in DTYPES:
+            source = open_sources({0: model}, max_tokens=way.max_tokens, long_text="cut", dtype=dtype, device="cpu")[0]
+            blocks = expand_blocks(0, source, DEPTHS, "mean")
+            theirs = stack.enter_context(released(model, dtype, count, way))
+            few = texts[: way.batch]
+            ours = read(few, {0: source}, blocks).blocks[blocks[-1].name]
+            cosines[dtype] = lowest_cosine(ours, theirs.vectors(few))
+            if not cosines[dtype] >= LEAST_COSINE:
+                raise DataError(
+                    f"The two ways give other vectors in {dtype}: the least cosine is {cosines[dtype]:.5f}, below "
+                    f"{LEAST_COSINE}. Times of unequal work are not compared."
+                )
+            contenders[f"released {dtype}"] = partial(theirs.timed, texts)
+            contenders[f"sonde {dtype}"] = partial(timed, partial(read, texts, {0: source}, blocks))
+        times = interleaved(contenders, rounds)
     pieces = tokenise(texts, source.backbone.tokenizer, source.view)
     real = int(pieces.tokens.sum() - pieces.lost.sum())
     return {
         "rows": len(texts), "max_tokens": way.max_tokens, "batch": way.batch, "tokens": real,
         "padded": way.max_tokens * len(texts) / real, "sha256": sha256_of(texts), "lowest_cosine": cosines,
-        "times": interleaved(contenders, rounds, warm_up=lambda: None),
+        "times": times,
     }  # fmt: skip
 
 
-def _turn(work: Callable[..., object], *arguments: Any) -> Callable[[], Times]:
-    return lambda: timed(lambda: work(*arguments))
-
-
-def released(texts: list[str], source: Source, way: Way, masked: bool = False) -> list[np.ndarray]:
-    """Means of the last five hidden states, the last one last, as the released code reads them.
-
-    `masked` leaves the pads out, as it should be.
-    """
-    model = source.backbone._forward.model
-    pieces = tokenise(texts, source.backbone.tokenizer, source.view)
-    found: list[list[Tensor]] = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), way.batch):
-            ids, mask = padded(pieces, range(start, min(start + way.batch, len(texts))), way.max_tokens,
-                               filler_id(source.backbone.tokenizer))  # fmt: skip
-            states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-            found.append([_mean(state, mask if masked else None) for state in states[-5:]])
-    return [torch.cat(batches).float().numpy() for batches in zip(*found, strict=True)]
-
-
-def padded(pieces: Pieces, rows: range, length: int, filler: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (row, token), every row of one length."""
-    ids = torch.full((len(rows), length), filler)
-    mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        tokens = torch.tensor(pieces.ids[row])
-        ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
-    return ids, mask
-
-
-def _mean(state: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return state.mean(dim=1)  # (row, token, dim) -> (row, dim)
-    return (state.float() * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+def released(model: str, dtype: str, count: int, way: Way) -> AbstractContextManager[Worker]:
+    """The released way in a process of its own: transformers' model as it comes, no setting of ours."""
+    script = str(Path(__file__).with_name("padded.py"))
+    return working([sys.executable, script, model, dtype, *map(str, (count, way.max_tokens, way.batch))])
 
 
 # ---------------------------------------------------------------------- gpu

@@ -76,14 +76,22 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def answer(encode: Callable[[list[str]], Any]) -> None:
-    """Answer requests with what `encode` makes of their texts, (row, dim), and how long it took."""
+def answer(encode: Callable[[list[str]], Any], compared: Callable[[list[str]], Any] | None = None) -> None:
+    """Answer requests with how long `encode` took for their texts, and where vectors are asked for, write them.
+
+    Parameters
+    ----------
+    encode : function
+        Texts -> (row, dim).
+    compared : function, optional
+        What gives the vectors, if not `encode`.
+    """
     for line in sys.stdin:
         request = json.loads(line)
         wall, cpu = time.perf_counter(), time.process_time()
         vectors = encode(request["texts"])
         found = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         if "out" in request:
-            np.save(request["out"], np.asarray(vectors))
+            np.save(request["out"], np.asarray(vectors if compared is None else compared(request["texts"])))
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -195,12 +197,13 @@ def test_the_released_way_counts_pads_and_the_check_leaves_them_out() -> None:
     source = benchmark.open_sources(
         {0: str(tiny.build("llama"))}, max_tokens=32, long_text="cut", dtype="float32", device="cpu"
     )[0]
-    way, texts = benchmark.Way(4, 32, 3), tiny.SENTENCES[:4]
+    texts = tiny.SENTENCES[:4]
     (block,) = benchmark.expand_blocks(0, source, "hidden.-1", "mean")
     ours = benchmark.read(texts, {0: source}, [block]).blocks[block.name]
-    masked = benchmark.released(texts, source, way, masked=True)
+    way = script("padded").Padded(str(tiny.build("llama")), "float32", 32, 3)
+    masked = way.read(texts, masked=True)
     np.testing.assert_allclose(ours, masked[-1], rtol=1e-4, atol=1e-5)
-    assert np.abs(benchmark.released(texts, source, way)[-1] - ours).max() > 1e-2
+    assert np.abs(way.read(texts)[-1] - ours).max() > 1e-2
 
 
 def test_the_part_for_a_gpu_runs_on_any_device() -> None:
@@ -217,9 +220,10 @@ def test_the_part_for_a_gpu_runs_on_any_device() -> None:
 def test_unequal_states_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = script("released")
     monkeypatch.setattr(benchmark, "DEPTHS", "hidden.-1")
-    monkeypatch.setattr(benchmark, "released", lambda texts, *_, **__: [np.ones((len(texts), 32), np.float32)])
+    other = SimpleNamespace(vectors=lambda texts: np.ones((len(texts), 32), np.float32))
+    monkeypatch.setattr(benchmark, "released", lambda *_: nullcontext(other))
     with pytest.raises(benchmark.DataError, match="The two ways give other vectors in float32"):
-        benchmark.measure(tiny.SENTENCES, benchmark.Way(6, 32, 3), str(tiny.build("llama")), 1)
+        benchmark.measure(tiny.SENTENCES, benchmark.Way(6, 32, 3), str(tiny.build("llama")), 1, 1)
 
 
 def test_repeated_texts_differ_by_their_number() -> None:
