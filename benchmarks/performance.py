@@ -54,9 +54,10 @@ PARTS = (
             reading.ratios_table(found, "seconds"), reading.taps(found), reading.accuracy_sentence(found["accuracy"])
         ],
         "Each ratio is that of two readings of the same texts, one after the other. Most of it is the dtype: "
-        "processors with units for bfloat16 multiply several times faster in it. The rest is batches of nearly one "
-        "length, attention of short texts in two batched products, sums that are made in the products, and pooling "
-        "while the model runs. On processors without such units "
+        "processors with units for bfloat16 multiply several times faster in it. The rest is texts that stand side by "
+        "side without pads, freed memory that is kept for the next batch, attention of short texts in two batched "
+        "products, sums that are made in the products, and pooling while the model runs. Long texts that nearly all "
+        "have the same length gain least. On processors without such units "
         "sonde reads in float32, and the line on float32 holds. `dtype=\"float32\"` switches bfloat16 off.",
     ),
     Part(

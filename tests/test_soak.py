@@ -93,7 +93,7 @@ def test_a_large_fit_is_watched_and_judged(tmp_path: Path) -> None:
     content = json.loads(written[0].read_text())
     assert written[1].read_text() == script_of.to_markdown(content)
     [fit] = content["fits"]
-    assert fit["rows"] == 120 and fit["accuracy"] > 0.8 and 0.02 < fit["peak_gb"] < 5
+    assert fit["rows"] == 120 and fit["accuracy"] > 0.6 and 0.02 < fit["peak_gb"] < 5
     assert "within" in written[1].read_text()
     content["fits"][0]["peak_gb"] = 9.0
     assert "**above**" in script_of.to_markdown(content)
