@@ -285,8 +285,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "## Answers",
         f"{right:,} right (each probability within {setting['tolerance']:g} of `predict_proba`; largest difference "
         f"{load['largest_difference']:.1e}), {others}. {latency}. Unreachable is the service between its end and its "
-        "next start; what it had accepted it answered. A kept connection that it closed as it ended was opened anew "
-        "and the request sent again.",
+        "next start; what it had accepted it answered. A kept connection that it had closed, idle for some "
+        "seconds or as it ended, was opened anew and the request sent again.",
         "## What strangers were told",
         table(["sent: told", "times"], [[what, f"{count:,}"] for what, count in sorted(told.items())]),
         "Nothing else than what was due." if not surprises else f"**Not due:** {'; '.join(sorted(set(surprises)))}.",
