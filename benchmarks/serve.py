@@ -242,10 +242,8 @@ def _levels(levels: Mapping[str, Any], offline: Mapping[str, Any]) -> str:
     for count, level in levels.items():
         times = level["service_cpu_ms_a_text"] / offline["cpu_ms_a_text"]
         latency = [f"{level['latency_ms'].get(name, float('nan')):g}" for name in ("p50", "p95", "p99")]
-        counts = [
-            str(count)
-            for count in (level["outcomes"].get("wrong", 0), lost(level), level["outcomes"].get("refused", 0))
-        ]
+        outcomes = level["outcomes"]
+        counts = [str(outcomes.get("wrong", 0)), str(lost(level)), str(outcomes.get("refused", 0))]
         shown = [
             count, f"{level['texts_a_second']:g}", *latency, f"{level['service_cpu_ms_a_text']:g}", f"{times:.2f}",
             *counts, f"{level['memory_mb']:g}",

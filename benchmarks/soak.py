@@ -89,8 +89,7 @@ def run(
                     command = [sys.executable, str(Path(__file__).with_name("load.py")), str(plan_file)]
                     load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
                 lives.append(lived(service, seconds, began))
-                last = len(lives) > restarts
-                if last:  # it must still be there for the load's last requests
+                if len(lives) > restarts:  # it must still be there for the load's last requests
                     found = json.loads(load.communicate()[0])
     content = {
         "machine": machine.describe(),
@@ -102,7 +101,7 @@ def run(
         "load": found,
         "lives": lives,
     }  # fmt: skip
-    (out / "soak.svg").parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "soak.svg").write_text(picture(content), encoding="utf-8")
     return publish(out, "soak", content, to_markdown)
 

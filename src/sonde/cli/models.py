@@ -87,9 +87,9 @@ def fit(
         from sonde.classifier import TextClassifier
 
         names = read_names(label_names)
+        _refuse_foreign(out)
         texts, labels = labelled(train, text, label, label_separator, names, rows, seed)
         held = labelled(validation, text, label, label_separator, names) if validation else None
-        _refuse_foreign(out)
         _warn_unread(recipe, bool(backbone or max_tokens))
         classifier = TextClassifier(
             recipe,
