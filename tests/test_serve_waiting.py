@@ -242,6 +242,7 @@ def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_on
         assert worker.texts == 1
         assert lengths(await there.future) == [1]
         assert (worker.texts, worker.characters, worker.tokens) == (0, 0, 0)
+        assert not gone.future.done(), "an error that nobody asks for is logged as never retrieved"
 
     run(play)
     assert [len(call) for call in reader.calls] == [3, 1]

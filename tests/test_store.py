@@ -452,6 +452,33 @@ def test_a_shard_that_another_process_drops_is_read_again_without_a_word(tmp_pat
     assert not [w for w in recwarn if isinstance(w.message, SondeWarning)]
 
 
+@pytest.mark.parametrize("before_torch", [False, True])
+def test_a_shard_dropped_while_it_is_opened_is_no_damage(tmp_path, monkeypatch, recwarn, before_torch):
+    """safetensors opens a file, then torch maps it by its name: another process may drop it before either does."""
+    opened, drop_at = 0, None
+    whole = shards.safe_open
+
+    def dropped(path, framework):
+        nonlocal opened
+        opened += 1
+        if opened == drop_at:
+            path.unlink()
+            if before_torch:
+                torch.UntypedStorage.from_file(str(path), False, 8)
+        return whole(path, framework=framework)
+
+    monkeypatch.setattr(shards, "safe_open", dropped)
+    for attempt in range(1, 20):
+        filled(tmp_path)
+        opened, drop_at = 0, attempt
+        column = Store(tmp_path).column(ABOUT)
+        assert column.find(hash_texts(SENTENCES)).all() == (opened < attempt)
+        if opened < attempt:
+            break
+    assert 2 < attempt < 19
+    assert not [w for w in recwarn if isinstance(w.message, SondeWarning)]
+
+
 def test_rows_that_vanish_while_they_are_read_are_a_sentence(tmp_path):
     _, column = filled(tmp_path)
     assert column.find(hash_texts(SENTENCES)).all()

@@ -16,6 +16,7 @@ existing      the nearest folder that exists
 A file is written under a temporary name (`tables.strays`), flushed to the disk, then renamed.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -81,6 +82,8 @@ def read_hashes(path: Path) -> np.ndarray | None:
     try:
         with _opened(path) as shard:
             raw = shard.get_tensor("hashes").numpy()
+    except FileNotFoundError:  # another process dropped it
+        return None
     except (OSError, SafetensorError) as error:
         _pass_by(path, error)
         return None
@@ -176,7 +179,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as shard:
             yield shard
     except RuntimeError as error:
-        raise (OSError if path.exists() else FileNotFoundError)(str(error)) from error
+        gone = os.strerror(errno.ENOENT) in str(error)  # its name may stand for a new file by now
+        raise (FileNotFoundError if gone else OSError)(str(error)) from error
 
 
 def _header_bytes(path: Path) -> int:

@@ -289,7 +289,7 @@ def _attempt(call: Callable[[], Any]) -> Any:
 
 def _deliver(finished: list[tuple[Job, Any]]) -> None:
     for job, result in finished:
-        if job.future.done():
+        if job.abandoned or job.future.done():  # an error that nobody asks for would be logged as never retrieved
             continue
         if isinstance(result, Exception):
             job.future.set_exception(result)
