@@ -1,18 +1,23 @@
 """The parts of `auto`: which are trained on which blocks, what a blend of them needs, saves and says."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny import build
 
+from sonde.classifier import TextClassifier
 from sonde.learn import auto, learning
 from sonde.learn.attribution import attributor
 from sonde.learn.blend import Blend
 from sonde.learn.problem import Outcome, Problem
 from sonde.learn.splitting import make_folds
 from sonde.learn.targets import encode
+from sonde.read import extract
+from sonde.read.blocks import Window
 
 LAYERS = [f"0/hidden.{layer}/{pooling}" for pooling in ("mean", "max") for layer in range(4)]
 SECOND = [f"1/encoder.hidden.{layer}/{pooling}" for pooling in ("mean", "max") for layer in range(3)]
@@ -38,7 +43,7 @@ def both() -> tuple[Problem, Outcome]:
     return given, auto.fit(given, LAYERS, parts=("last", "network"))
 
 
-def reads(given: Problem, blocks: Sequence[str], parts: Sequence[str] | None = None) -> dict[str, list[str]]:
+def read_by_parts(given: Problem, blocks: Sequence[str], parts: Sequence[str] | None = None) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, learner in auto.learners(given, blocks, parts):
         settings: dict[str, Any] = getattr(learner, "keywords", {})
@@ -56,16 +61,55 @@ def test_a_network_is_trained_where_there_are_rows_to_choose_it_by() -> None:
 def test_every_part_reads_its_own_of_the_hidden_layers() -> None:
     deep = ["0/hidden.3/mean", "0/hidden.2/mean", "0/hidden.1/mean"]
     parts = {"last": ["0/hidden.3/mean"], "network": deep, "layers": LAYERS, "stc": LAYERS, "lexical": []}
-    assert reads(problem(60), LAYERS, list(auto.PARTS)) == parts
+    assert read_by_parts(problem(60), LAYERS, list(auto.PARTS)) == parts
 
 
 def test_every_backbone_has_parts_of_its_own() -> None:
     both = [*LAYERS[:4], *SECOND[:3], *LAYERS[4:], *SECOND[3:]]
-    found = reads(problem(1400, both), both)
+    found = read_by_parts(problem(1400, both), both)
     assert list(found) == ["last", "network", "last 2", "network 2", "lexical"]
     assert found["last 2"] == ["1/encoder.hidden.2/mean"]
     assert found["network 2"] == ["1/encoder.hidden.2/mean", "1/encoder.hidden.1/mean"]
-    assert reads(problem(60, both), both)["layers 2"] == SECOND
+    assert read_by_parts(problem(60, both), both)["layers 2"] == SECOND
+
+
+def test_nothing_is_read_that_no_part_uses() -> None:
+    assert auto.reads(problem(1400), LAYERS) == [f"0/hidden.{layer}/mean" for layer in (1, 2, 3)]
+    assert auto.reads(problem(60), LAYERS) == LAYERS
+    both = [*LAYERS, *SECOND]
+    assert set(auto.reads(problem(1400), both)) == {name for name in both if re.search(r"[123]/mean", name)}
+
+
+@pytest.mark.parametrize(
+    ("names", "last", "network"),
+    [
+        (["0/hidden.1/max", "0/hidden.2/max"], ["0/hidden.2/max"], ["0/hidden.2/max", "0/hidden.1/max"]),
+        (["0/sentence"], ["0/sentence"], ["0/sentence"]),
+        (["0/hidden.0/mean"], ["0/hidden.0/mean"], ["0/hidden.0/mean"]),
+        (["0/hidden.3/last", "0/sentence"], ["0/sentence"], ["0/sentence", "0/hidden.3/last"]),
+    ],
+)
+def test_other_sites_and_poolings_take_the_place_of_means(
+    names: list[str], last: list[str], network: list[str]
+) -> None:
+    found = read_by_parts(problem(1400, names), names)
+    assert (found["last"], found["network"]) == (last, network)
+
+
+def test_a_fit_reads_what_its_parts_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, labels = [f"text {i} {'no' if i % 2 else 'yes'}" for i in range(60)], ["n", "y"] * 30
+    seen: list[set[str]] = []
+    whole = extract.read
+
+    def read(*given: Any, **settings: Any) -> Window:
+        seen.append({block.name for block in given[2]})
+        return whole(*given, **settings)
+
+    monkeypatch.setattr(extract, "read", read)
+    for fewest in (10**6, 10):
+        monkeypatch.setattr(auto, "FEWEST_FOR_NETWORK", fewest)
+        TextClassifier("auto", str(build("bert")), cache=None).fit(texts, labels)
+    assert len(seen[0]) == 2 * 4 and seen[1] == {f"0/hidden.{layer}/mean" for layer in (1, 2, 3)}
 
 
 @pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")

@@ -229,6 +229,18 @@ def test_some_rows_choose_and_all_rows_train() -> None:
     assert accuracy(found.model, problem) > 0.95  # type: ignore[arg-type]
 
 
+def test_many_rows_keep_as_few_neurons_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here .8 (10 neurons) is far better than .3 (6): it is taken up to the row that would be too many."""
+    monkeypatch.setattr(sparsify, "KEPT_BYTES", 4 * 1000 * 10)
+
+    def chosen(rows: int, etas: tuple[float, ...] = (0.3, 0.8)) -> float:
+        eta: float = sparsify.select(a_problem(), NAMES, etas=etas, layers=3, rows=rows).summary["eta"]
+        return eta
+
+    assert [chosen(0), chosen(1000), chosen(1001)] == [0.8, 0.8, 0.3]
+    assert chosen(1001, (0.8,)) == 0.8, "the smallest is tried whatever it takes"
+
+
 def test_blocks_may_hold_the_kept_neurons_alone() -> None:
     problem = a_problem(rows=300)
     selection = sparsify.select(problem, NAMES)

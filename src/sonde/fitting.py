@@ -72,8 +72,9 @@ def fit(
     if not sources:
         return Fit(learning.fit(recipe, problem, [], paper), None, 0.0)
     found = groups(recipe, sources)
-    names = [[block.name for block in group] for group in found]
-    blocks = list(dict.fromkeys(block for group in found for block in group))
+    names = learning.used(recipe, problem, [[block.name for block in group] for group in found])
+    wanted = {name for group in names for name in group}
+    blocks = list(dict.fromkeys(block for group in found for block in group if block.name in wanted))
     run = _Reading(problem, sources, store)
     if not learning.selects(recipe):
         window = run.read(blocks)
@@ -83,7 +84,7 @@ def fit(
     rows = draw(problem.targets, problem.folds, limit, problem.seed)
     window = run.read(blocks, rows)
     sample = replace(problem.take(rows), blocks=window.blocks)
-    selection = learning.select(recipe, sample, names, sparsity, paper)
+    selection = learning.select(recipe, sample, names, sparsity, paper, problem.rows)
     if len(rows) < problem.rows:
         columns = selection.columns
         window = run.read([replace(block, columns=columns[block.name]) for block in blocks if block.name in columns])

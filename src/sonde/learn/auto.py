@@ -1,9 +1,10 @@
 """The recipe `auto`: several views of the hidden layers and the text, blended.
 
     fit         a problem and the blocks of all hidden layers -> fitted blend
+    reads       the blocks of which they read something
     learners    what is trained
     usual       the parts that are worth their time
-    PARTS       name of a part -> how to train it on the blocks of one backbone
+    PARTS       name of a part -> what it reads of the blocks of one backbone, and how it is trained
 
     last      L2 logistic regression on the mean of the last layer: few features, steady where rows are few
     network   row 4 of LLMEmbed's Table 1: a small network on the means of the last five layers, side by side
@@ -16,7 +17,8 @@ are blended, and a backbone that adds nothing is left out, so that nobody needs 
 how much each part counts.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -27,6 +29,7 @@ from sonde.learn.recipes import LLMEMBED_DEPTHS
 from sonde.learn.selection import depth
 
 Learner = Callable[[Problem], Outcome]
+MakeLearner = Callable[[Sequence[str]], Learner]
 
 # Side by side the last five layers tell more than their average: out-of-fold log loss of the blend .2715 and .3385
 # against .2733 and .3422 (4,000 rows of AG News and SST-2). Row 15, with a small LLaMA as the deep backbone, does not
@@ -55,12 +58,18 @@ def fit(problem: Problem, names: Sequence[str], *, parts: Sequence[str] | None =
     return blend.fit(problem, learners(problem, names, parts))
 
 
+def reads(problem: Problem, names: Sequence[str], parts: Sequence[str] | None = None) -> list[str]:
+    """Of these blocks those that any part reads: on many rows the last layers, half of them or fewer.
+
+    Parameters as in `fit`; the problem needs no blocks yet.
+    """
+    wanted = {name for _, own, _ in _planned(problem, names, parts) for name in own}
+    return [name for name in names if name in wanted]
+
+
 def learners(problem: Problem, names: Sequence[str], parts: Sequence[str] | None = None) -> list[tuple[str, Learner]]:
     """Name and learner of each part; those of the second backbone are called "last 2" and so on."""
-    found: list[tuple[str, Learner]] = []
-    for number, own in enumerate(_by_backbone(names), start=1):
-        for part in usual(problem) if parts is None else parts:
-            found.append((part if number == 1 else f"{part} {number}", PARTS[part](own)))
+    found = [(name, learner(own)) for name, own, learner in _planned(problem, names, parts)]
     return [*found, ("lexical", lexical.fit)]
 
 
@@ -70,6 +79,16 @@ def usual(problem: Problem) -> tuple[str, ...]:
     return ("last", "network") if rows >= FEWEST_FOR_NETWORK else ("last", "layers")
 
 
+def _planned(
+    problem: Problem, names: Sequence[str], parts: Sequence[str] | None
+) -> Iterator[tuple[str, list[str], MakeLearner]]:
+    """Name of each part, the blocks that it reads, and how it is trained on them."""
+    for number, own in enumerate(_by_backbone(names), start=1):
+        for part in usual(problem) if parts is None else parts:
+            wanted, learner = PARTS[part]
+            yield part if number == 1 else f"{part} {number}", wanted(own), learner
+
+
 def _by_backbone(names: Sequence[str]) -> list[list[str]]:
     found: dict[int, list[str]] = {}
     for name in names:
@@ -77,32 +96,42 @@ def _by_backbone(names: Sequence[str]) -> list[list[str]]:
     return [found[index] for index in sorted(found)]
 
 
-def _means(names: Sequence[str]) -> list[str]:
-    """Shallowest first."""
-    return sorted((name for name in names if name.endswith("/mean")), key=depth)
+def _last(names: Sequence[str]) -> list[str]:
+    return _deepest_first(names)[:1]
 
 
-def _last(names: Sequence[str]) -> Learner:
-    return partial(logistic.fit, names=_means(names)[-1:])
+def _deep(names: Sequence[str]) -> list[str]:
+    found = _deepest_first(names)
+    return [name for name in found if _depth(name)][:LLMEMBED_DEPTHS] or found[:1]  # the embeddings are no layer
 
 
-def _layers(names: Sequence[str]) -> Learner:
-    return partial(logistic.fit, names=list(names))
+def _deepest_first(names: Sequence[str]) -> list[str]:
+    """The means; if none is read, what is read in its place."""
+    means = [name for name in names if name.endswith("/mean")]
+    return sorted(means or names, key=_depth, reverse=True)
+
+
+def _depth(name: str) -> float:
+    """A sentence embedding lies behind all layers."""
+    return math.inf if name.endswith("/sentence") else depth(name)
+
+
+def _logistic(names: Sequence[str]) -> Learner:
+    return partial(logistic.fit, names=names)
 
 
 def _network(names: Sequence[str]) -> Learner:
-    deep = [name for name in reversed(_means(names)) if depth(name)]  # the embeddings are no layer
-    return partial(mlp.fit, deep=deep[:LLMEMBED_DEPTHS], sentences=(), row=ROW, held_rows=HELD_ROWS)
+    return partial(mlp.fit, deep=names, sentences=(), row=ROW, held_rows=HELD_ROWS)
 
 
 def _stc(names: Sequence[str]) -> Learner:
-    return partial(sparse.fit, names=list(names))
+    return partial(sparse.fit, names=names)
 
 
-PARTS: dict[str, Callable[[Sequence[str]], Learner]] = {
-    "last": _last,
-    "network": _network,
-    "layers": _layers,
-    "stc": _stc,
+PARTS: dict[str, tuple[Callable[[Sequence[str]], list[str]], MakeLearner]] = {
+    "last": (_last, _logistic),
+    "network": (_deep, _network),
+    "layers": (list, _logistic),
+    "stc": (list, _stc),
 }
-"""Blocks of one backbone -> what is trained on them."""
+"""Blocks of one backbone -> those that the part reads; these -> what is trained on them."""

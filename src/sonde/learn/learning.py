@@ -3,6 +3,7 @@
 LEARNERS   name of a learner in a recipe -> how to fit it
 fit        a recipe on a problem
 selects    whether a recipe chooses neurons first, for which some of the rows are enough
+used       the blocks that it trains on
 select     the neurons that it chooses
 train      the recipe on these neurons of all rows
 as_cascade a fitted model whose rows may leave early, as one
@@ -36,12 +37,27 @@ def selects(recipe: Recipe) -> bool:
     return recipe.learner == "sparse"
 
 
-def select(recipe: Recipe, problem: Problem, groups: Groups, sparsity: Sparsity, paper: bool = False) -> "Selection":
-    """Choose neurons on a problem, commonly a sample of the rows."""
+def used(recipe: Recipe, problem: Problem, groups: Groups) -> Groups:
+    """Of the blocks of each group those that are trained on: what recipes do depends on how many rows they have.
+
+    The problem needs no blocks yet.
+    """
+    if recipe.learner != "auto":
+        return groups
+    from sonde.learn import auto
+
+    wanted = set(auto.reads(problem, _all(groups)))
+    return [[name for name in group if name in wanted] for group in groups]
+
+
+def select(
+    recipe: Recipe, problem: Problem, groups: Groups, sparsity: Sparsity, paper: bool = False, rows: int = 0
+) -> "Selection":
+    """Choose neurons on a problem, commonly a sample of the `rows` that will be trained on."""
     from sonde.learn import sparsify
 
     settings = _settings(recipe, paper)
-    settings["layers"] = sparsity.layers
+    settings |= {"layers": sparsity.layers, "rows": rows}
     if sparsity.eta is not None:
         settings["etas"] = (sparsity.eta,)
     return sparsify.select(problem, _all(groups), **settings)
