@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.errors import ArgumentError, RecipeError, SondeWarning
-from sonde.learn import fusion
+from sonde.learn import fusion, head
 from sonde.learn.fusion import ROWS, Fusion, Roles, assign
-from sonde.learn.head import Standardise
+from sonde.learn.head import DEFAULT, FusionNetwork, Standardise, predict
 
 Lists = list[list[list[float]]]  # block row feature
 
@@ -144,15 +144,33 @@ def test_median_product_equals_a_loop_over_pairs_of_different_blocks(blocks):
     assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_rows_are_measured_and_predicted_in_parts(monkeypatch):
+    """Some of the rows, in any order, more of them than are worked on together."""
+    rng = np.random.default_rng(0)
+    block = torch.from_numpy(rng.normal(3, 5, (50, 6)).astype(np.float32))
+    rows, weights = torch.randperm(50)[:33], torch.rand(50)
+    network = FusionNetwork(4, Roles((6, 6), ()), 3, DEFAULT)
+    network.measure([block, 2 * block], weights, rows)
+    means, expected = [to.mean.clone() for to in network.standardise], predict(network, [block, block])
+    monkeypatch.setattr(head, "PREDICTION_ROWS", 7)
+    network.measure([block, 2 * block], weights, rows)
+    share = weights[rows] / weights[rows].sum()
+    for to, mean, scale in zip(network.standardise, means, (1, 2), strict=True):
+        torch.testing.assert_close(to.mean, mean)
+        torch.testing.assert_close(to.mean, scale * (share @ block[rows]))
+    torch.testing.assert_close(predict(network, [block, block]), expected)
+    torch.testing.assert_close(predict(network, [block, block], rows), expected[rows])
+
+
 def test_standardise_equals_numpy_and_weights_equal_repeats():
     rng = np.random.default_rng(0)
     block = rng.normal(3, 5, (40, 6)).astype(np.float32)
     block[:, 2] = 1234.5  # constant: centred, not scaled
     weights = rng.integers(0, 4, 40)
     weighted, repeated = Standardise(6), Standardise(6)
-    weighted.measure(torch.from_numpy(block), torch.from_numpy(weights).float())
+    weighted.measure(torch.from_numpy(block), torch.from_numpy(weights).float(), torch.arange(40))
     many = np.repeat(block, weights, axis=0)
-    repeated.measure(torch.from_numpy(many), torch.ones(len(many)))
+    repeated.measure(torch.from_numpy(many), torch.ones(len(many)), torch.arange(len(many)))
     expected = (block - many.mean(0)) / np.where(np.arange(6) == 2, 1, many.std(0))
     for standardise in (weighted, repeated):
         np.testing.assert_allclose(standardise(torch.from_numpy(block)).numpy(), expected, rtol=1e-3, atol=1e-3)

@@ -47,7 +47,7 @@ class Stopwatch:
     def read(self) -> dict[str, float]:
         """`seconds` and `cpu_seconds` since the start."""
         seconds, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)}
+        return {"seconds": round(seconds, 6), "cpu_seconds": round(cpu, 6)}
 
 
 def _processor() -> str:

@@ -98,11 +98,16 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def measure(self, block: Float[Tensor, "row feature"], weights: Float[Tensor, " row"]) -> None:
-        """Take mean and deviation of the weighted rows; a constant feature is centred and not scaled."""
-        share = weights / weights.sum()  # row
-        mean = share @ block  # feature
-        variance = share @ (block - mean).square()  # feature; two passes, so that a large mean cancels nothing
+    def measure(
+        self, block: Float[Tensor, "row feature"], weights: Float[Tensor, " row"], rows: Int64[Tensor, " trained"]
+    ) -> None:
+        """Take mean and deviation of weighted rows; a constant feature is centred and not scaled."""
+        parts, total = torch.split(rows, PREDICTION_ROWS), weights[rows].sum()
+        mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        for part in parts:
+            mean += weights[part] / total @ block[part]  # part, part feature -> feature
+        for part in parts:  # two passes, so that a large mean cancels nothing
+            variance += weights[part] / total @ (block[part] - mean).square()
         # Less spread than that is the rounding of float32, not information.
         constant = variance.sqrt() <= 1e-5 * mean.abs()
         self.mean.copy_(mean)
@@ -135,7 +140,7 @@ class FusionNetwork(nn.Module):
         """Take standardisation and sigma from the training rows, as far as the setting asks for them."""
         if self.setting.standardise:
             for to, block in zip(self.standardise, blocks, strict=True):
-                to.measure(block[rows], weights[rows])  # type: ignore[operator]
+                to.measure(block, weights, rows)  # type: ignore[operator]
         if self.fusion.co is not None:
             some = rows[:: max(1, len(rows) // CALIBRATION_ROWS)]
             given = self.roles(self.standardised([block[some] for block in blocks]))
@@ -179,11 +184,13 @@ def _head(fusion: Fusion, n_classes: int, setting: Setting) -> nn.Sequential:
 
 
 @torch.inference_mode()
-def predict(network: FusionNetwork, blocks: Sequence[Tensor]) -> Float[Tensor, "row class"]:
-    """Logits of any number of rows, in evaluation mode, a bounded number at a time."""
+def predict(
+    network: FusionNetwork, blocks: Sequence[Tensor], rows: Int64[Tensor, " asked"] | None = None
+) -> Float[Tensor, "row class"]:
+    """Logits of some rows, or of all, in evaluation mode, a bounded number at a time."""
     network.eval()
-    parts = zip(*(torch.split(block, PREDICTION_ROWS) for block in blocks), strict=True)
-    return torch.cat([network(part) for part in parts])  # row class
+    parts = torch.split(torch.arange(len(blocks[0])) if rows is None else rows, PREDICTION_ROWS)
+    return torch.cat([network([block[part] for block in blocks]) for part in parts])  # row class
 
 
 @dataclass(frozen=True)

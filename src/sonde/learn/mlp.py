@@ -161,7 +161,7 @@ class _Task:
     def logits(self, network: FusionNetwork, mask: Bool[np.ndarray, " row"]) -> Float32[np.ndarray, "unseen class"]:
         """Logits of the rows of a mask."""
         rows = torch.from_numpy(np.flatnonzero(mask))
-        return predict(network, [block[rows] for block in self.data.blocks]).numpy()
+        return predict(network, self.data.blocks, rows).numpy()
 
 
 def _sample(rows: Tensor, seed: int) -> Tensor:

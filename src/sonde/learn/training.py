@@ -155,7 +155,7 @@ def _follow(average: nn.Module, network: nn.Module, decay: float, steps: int) ->
 
 
 def _mean_loss(network: FusionNetwork, data: Data, rows: Tensor, loss: Loss) -> float:
-    losses = loss(predict(network, [block[rows] for block in data.blocks]), data.indicator[rows], data.multilabel)
+    losses = loss(predict(network, data.blocks, rows), data.indicator[rows], data.multilabel)
     weights = data.weights[rows]
     value = float((losses * weights).sum() / weights.sum().clamp_min(1e-12))
     return value if math.isfinite(value) else math.inf
