@@ -85,6 +85,7 @@ def test_nothing_is_read_that_no_part_uses() -> None:
     [
         (["0/hidden.1/max", "0/hidden.2/max"], ["0/hidden.2/max"], ["0/hidden.2/max", "0/hidden.1/max"]),
         (["0/sentence"], ["0/sentence"], ["0/sentence"]),
+        (["0/hidden.1/max", "0/pooler"], ["0/pooler"], ["0/pooler", "0/hidden.1/max"]),
         (["0/hidden.0/mean"], ["0/hidden.0/mean"], ["0/hidden.0/mean"]),
         (["0/hidden.3/last", "0/sentence"], ["0/sentence"], ["0/sentence", "0/hidden.3/last"]),
     ],

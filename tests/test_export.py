@@ -126,6 +126,16 @@ def test_long_texts_are_cut_as_the_view_cuts_them(
     assert found[inner].tolist() == kept
 
 
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("blank", [0, 1, 40])
+def test_no_batch_is_of_blank_texts_alone(rows: int, blank: int) -> None:
+    texts = ["some words"] * rows + ["", " "] * blank
+    batches = running._batches(texts)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))
+    assert all(texts[batch[0]].strip() for batch in batches)
+    assert running._batches(["", " "]) == [[1, 0]]
+
+
 def test_a_row_without_tokens_is_read_as_its_pad() -> None:
     found, real, _ = seen(torch.tensor([[7, 7], [3, 4]]), torch.tensor([[0, 0], [1, 1]]) > 0, Window(5, 0, 0, 5, 0))
     assert real.tolist() == [[True, False], [True, True]] and found[0, 0] == 7

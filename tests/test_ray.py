@@ -12,7 +12,7 @@ import pytest
 from samples import Run, command, saved, worded
 
 import sonde
-from sonde.errors import ArgumentError, DataError
+from sonde.errors import ArgumentError, DataError, ModelError
 from sonde.progress import watching
 from sonde.scale import Workers, extract_file, predict, predict_file, write_parquet
 from sonde.scale import parts as cutting
@@ -162,6 +162,19 @@ def test_data_sets_of_all_formats_get_labels(cluster: Any, model: Path, tmp_path
     np.testing.assert_allclose([row["probability"] for row in found], expected, atol=1e-5)
     assert {row["reason"] for row in found} == {None} and {row["label"] for row in found} == {"mine"}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*parts, "out"])
+
+
+def test_a_data_set_is_judged_before_it_is_read(cluster: Any, model: Path, tmp_path: Path) -> None:
+    given = ray.data.from_items([{"text": text} for text in TEXTS])
+    with pytest.raises(ArgumentError, match="threshold"):
+        predict(given, model, threshold=7.0)
+    with pytest.raises(ModelError, match="does not exist"):
+        predict(given, tmp_path / "none")
+    sonde.TextClassifier("lexical").fit(TEXTS, [row % 3 for row in range(90)]).save(tmp_path / "numbers")
+    sure = sorted(sonde.load(tmp_path / "numbers").predict_proba(TEXTS).max(axis=1))[45]
+    files = write_parquet(predict(given, tmp_path / "numbers", threshold=float(sure), cache=None), tmp_path / "out")
+    labels = [row["label"] for path in files for row in _rows(path)]
+    assert {type(label) for label in labels} == {int, type(None)} and len(labels) == 90
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

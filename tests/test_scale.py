@@ -1,6 +1,7 @@
 """Files of any length: parts, jobs that go on, rows that fail, several processes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import oddities
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from samples import Run, command, saved, worded
 
 import sonde
-from sonde.errors import ArgumentError, DataError, ReadingError, SondeWarning, warn
+from sonde.errors import ArgumentError, DataError, ModelError, ReadingError, SondeWarning, warn
 from sonde.progress import watching
 from sonde.scale import Workers, extract_file, predict_file, predicting
 from sonde.scale import attempt as attempting
@@ -31,6 +34,7 @@ from sonde.scale.parts import Part, cut, texts_of
 from sonde.scale.processes import Processes, devices_of, threads_of
 from sonde.scale.work import Predicting
 from sonde.tables import read_table, write_table
+from sonde.tables.strays import temporary_name
 
 TEXTS, LABELS = worded(90)
 
@@ -192,6 +196,16 @@ def test_parts_of_another_job_are_dropped(tmp_path: Path) -> None:
     assert said == [f"{out}.parts is of another input, model or option: begun anew"]
 
 
+def test_what_a_writer_left_who_was_killed_is_no_foreign_file(tmp_path: Path) -> None:
+    parts = parts_of(3)
+    with suppress(KeyboardInterrupt), Job(tmp_path / "out.csv", {}, parts) as job:
+        job.keep(parts[0], outcome_of(parts[0]))
+        temporary_name(job.folder / "part-00000001.json", ".sonde").touch()  # as write_atomically names it
+        raise KeyboardInterrupt
+    with Job(tmp_path / "out.csv", {}, parts) as job:
+        assert job.left == parts[1:]
+
+
 def test_two_runs_at_once_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     parts, out = parts_of(3), tmp_path / "out.csv"
     with Job(out, {}, parts), pytest.raises(ArgumentError, match=r"Another run is at work on .*out\.csv; wait"):
@@ -297,6 +311,58 @@ def test_an_input_that_changes_meanwhile_is_refused(
     with pytest.raises(DataError, match=r"in\.csv was changed while it was read\."):
         predict_file(model, file, tmp_path / "out.csv", cache=None)
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_added_after_the_first_look_are_noticed(
+    model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meddling(*given: Any) -> list[Part]:
+        parts = cut(*given)
+        with file.open("a") as stream:
+            stream.write("90,one more\n")
+        return parts
+
+    monkeypatch.setattr(predicting, "cut", meddling)
+    with pytest.raises(DataError, match=r"in\.csv was changed while it was read\."):
+        predict_file(model, file, tmp_path / "out.csv", cache=None)
+
+
+def test_one_output_never_holds_the_labels_of_two_models(
+    file: Path, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ["old" if i % 2 else "older" for i in range(90)], ["new" if i % 2 else "newer" for i in range(90)]
+    folder = tmp_path / "model"
+    sonde.TextClassifier("lexical").fit(TEXTS, first).save(folder)
+    work = Predicting.open
+
+    def meddling(self: Predicting) -> Any:
+        sonde.TextClassifier("lexical").fit(TEXTS, second).save(folder)
+        return work(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predicting, "open", meddling)
+        with pytest.raises(ModelError, match=r"is another model than when this run began\."):
+            predict_file(folder, file, tmp_path / "out.csv")
+    assert set(predict_file(folder, file, tmp_path / "out.csv")["labels"]) == {"new", "newer"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "threshold", "kind"),
+    [
+        ([row % 3 for row in range(90)], 1.0, pa.int64()),
+        ([[row % 3] for row in range(90)], None, pa.list_(pa.int64())),
+    ],
+)
+def test_parquet_columns_have_their_type_where_nothing_is_labelled(
+    labels: list[Any], threshold: float | None, kind: Any, file: Path, tmp_path: Path
+) -> None:
+    classifier = sonde.TextClassifier("lexical").fit(TEXTS, labels)
+    classifier.thresholds_ = np.ones(3, dtype=np.float32) if threshold is None else None  # nothing reaches it
+    classifier.save(tmp_path / "model")
+    predict_file(tmp_path / "model", file, tmp_path / "out.parquet", threshold=threshold)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("label").type == kind
+    assert all(not cell for cell in table["label"].to_pylist())
 
 
 @pytest.mark.slow
@@ -441,7 +507,7 @@ def test_a_worker_that_hangs_is_noticed_and_refusals_end_the_job(tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(model: Path, file: Path, tmp_path: Path, small: None) -> None:
     one = predict_file(model, file, tmp_path / "one.csv", cache=None)
-    two = predict_file(model, file, tmp_path / "two.csv", cache=None, workers=2)
+    two = predict_file(model, file, tmp_path / "two.csv", cache=None, workers=Workers(2, timeout=math.inf))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     assert {**one, "out": ""} == {**two, "out": ""}
 

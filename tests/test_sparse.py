@@ -20,7 +20,7 @@ from sonde.learn import lasso, learning, sparse, sparsify
 from sonde.learn.calibration import to_probabilities
 from sonde.learn.logistic import Logistic
 from sonde.learn.problem import Problem, Record
-from sonde.learn.selection import depth, importance, keep
+from sonde.learn.selection import Ranking, depth, importance, keep
 from sonde.learn.splitting import draw, make_folds
 from sonde.learn.targets import encode
 from sonde.loading import load
@@ -146,7 +146,7 @@ def test_the_head_is_a_logistic_regression_on_the_kept_neurons() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"k is 4; the backbone has 3 layers: give 0 \(embeddings only\) to 3"):
+    with pytest.raises(ArgumentError, match=r"k is 4; layers 0 to 3 are read \(0: embeddings\): give one of these"):
         sparse.fit(a_problem(), NAMES, layers=4)
     blank = a_problem()
     for block in blank.blocks.values():
@@ -334,13 +334,30 @@ def test_eta_and_layers_are_judged_before_anything_is_read(settings: dict[str, o
         TextClassifier("stc", ("nowhere",), **settings).fit(["a", "b"], ["a", "b"])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("search", [sparsify._Search, sparsify._Grid])
+def test_where_the_probes_of_a_fold_keep_nothing_there_is_no_choosing(search: type[sparsify._Search]) -> None:
+    problem = a_problem(60)
+    importance = np.ones((problem.folds.n_folds + 1, 12))
+    importance[:-1] = 0
+    rankings = [Ranking(name, importance, {}) for name in NAMES]
+    assert search(problem, rankings).choose((0.3, 0.8), None) == (0.8, 3)
+
+
+def test_layers_above_what_is_read_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"k is 1; layers 2 to 3 are read \(0: embeddings\): give one of these"):
+        sparsify.select(a_problem(), NAMES[2:], layers=1)
+    with pytest.raises(DataError, match=r"No neuron of the first 0 layers tells the classes apart\. Are"):
+        dull = {**a_problem().blocks, NAMES[0]: np.zeros((240, 12), dtype=np.float32)}
+        sparsify.select(replace(a_problem(), blocks=dull), NAMES, layers=0)
+
+
 def test_eta_and_layers_are_what_the_user_says() -> None:
     backbone, labels = (str(tiny.build("bert")),), ["a", "b"] * 20
     texts = [f"{tiny.SENTENCES[i % 5]} {'good' if i % 2 else 'cold'}" for i in range(40)]
     settings: dict[str, object] = {"cache": None, "dtype": "float32"}
     found = TextClassifier("stc", backbone, eta=0.3, layers=1, **settings).fit(texts, labels).summary_["learner"]  # type: ignore[arg-type]
     assert found["eta"] == 0.3 and found["layers"] == 1
-    with pytest.raises(ArgumentError, match=r"k is 4; the backbone has 3 layers: give 0 \(embeddings only\) to 3"):
+    with pytest.raises(ArgumentError, match=r"k is 4; layers 0 to 3 are read \(0: embeddings\): give one of these"):
         TextClassifier("stc", backbone, layers=4, **settings).fit(texts, labels)  # type: ignore[arg-type]
 
 

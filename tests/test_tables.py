@@ -491,6 +491,23 @@ def test_parquet_keeps_the_types_of_its_source(tmp_path: Path) -> None:
     assert written.drop_columns(["probability"]).to_pydict() == rows
 
 
+def test_typical_cells_tell_a_type_that_the_first_rows_do_not(tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "t.parquet") as writer:
+        writer.typical = {"n": [1], "names": [["a"]]}
+        writer.write({"n": [None], "names": [[]], "other": [None]})
+        writer.write({"n": [7], "names": [["b", "c"]], "other": ["text"]})
+    assert pq.read_table(tmp_path / "t.parquet").to_pydict() == {
+        "n": [None, 7], "names": [[], ["b", "c"]], "other": [None, "text"],
+    }  # fmt: skip
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"t\.csv is a device or a pipe, which a file would take the place of"):
+        write_table(tmp_path / "t.csv", {"a": [1]})
+    assert (tmp_path / "t.csv").is_fifo()
+
+
 def test_parquet_of_mixed_types_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"column 'n' mixes types, which \.parquet cannot hold .*; write \.jsonl"):
         write_table(tmp_path / "t.parquet", {"n": [1, "a"]})

@@ -2,6 +2,7 @@
 
 load     folder or hub id -> TextClassifier, every disagreement refused with a sentence
 recall   the same, without opening its backbones
+located  where a model lies: a folder, fetched from the hub if need be
 named    errors of a damaged record -> a sentence with its folder
 """
 
@@ -73,16 +74,22 @@ def recall(
     cache: str | Path | bool | None = "auto",
 ) -> TextClassifier:
     """Read a saved classifier, as `load` does, without opening its backbones: for who has others predict with it."""
-    if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
-        folder = hub.fetch(str(folder), revision)
-    elif revision is not None:
-        raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
+    folder = located(folder, revision)
     content, arrays = saving.load(folder)
     with named(folder):
         classifier = _rebuild(content, arrays, {"dtype": dtype, "device": device, "cache": cache})
         _compare(classifier, content, arrays)
         _move(classifier, backbones)
     return classifier
+
+
+def located(folder: Path | str, revision: str | None = None) -> Path | str:
+    """The folder of a model; where there is none of this name, what the hub has under this id, fetched."""
+    if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
+        return hub.fetch(str(folder), revision)
+    if revision is not None:
+        raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
+    return folder
 
 
 @contextmanager

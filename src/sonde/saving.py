@@ -16,6 +16,7 @@ writes them too.
 import glob
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -32,11 +33,14 @@ from sonde.card import CARD, card, untouched
 from sonde.errors import ModelError
 from sonde.tables.atomic import exchange, sync_folder
 from sonde.tables.strays import is_dead, remove, temporary_name
+from sonde.tables.table import repeated
 
 PROTOCOL = 2
 """2 has checksums; models of 1 are read without."""
 MANIFEST = "sonde.json"
 ARRAYS = "arrays.safetensors"
+ESCAPED = "utf-8", "backslashreplace"
+"""Half an emoji in a label, which UTF-8 cannot hold, is written as JSON writes it: \\ud83d."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 """A manifest holds names and settings; the largest that we write, 100,000 label names, has 5 MB. As Python objects the
@@ -82,9 +86,9 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
     old = target.parent / f".{target.name}.old-{time.monotonic_ns()}"
     try:
         fresh.mkdir(parents=True)
-        _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode(*ESCAPED))
         _write(fresh / ARRAYS, blob)
-        _write(fresh / CARD, card(manifest).encode("utf-8", "backslashreplace"))
+        _write(fresh / CARD, card(manifest).encode(*ESCAPED))
         sync_folder(fresh)
         if not target.exists() or not exchange(fresh, target):
             if target.exists():
@@ -119,6 +123,11 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def seal(folder: Path | str) -> str:
+    """What tells a saved model from any other, wherever it lies: the digest of its manifest, which holds checksums."""
+    return digest(manifest(folder))
+
+
 def check_target(folder: Path | str) -> Path:
     """The folder to save to, if it is free, empty or a saved model and nothing else; `ModelError` else.
 
@@ -129,7 +138,7 @@ def check_target(folder: Path | str) -> Path:
     parent = next(path for path in [*target.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ModelError(f"{target} cannot be made: {parent} is no folder that you may write to. Give another folder.")
-    if target.is_file() or (held and MANIFEST not in held):
+    if (target.exists() and not target.is_dir()) or (held and MANIFEST not in held):
         raise ModelError(f"{target} exists and is not a saved model; nothing was written. Give another folder.")
     own = {MANIFEST, ARRAYS}
     if (target / CARD).is_file():
@@ -261,7 +270,9 @@ def _check_header(path: Path, blob: bytes) -> None:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(raw, object_pairs_hook=lambda pairs: _distinct(path, pairs), parse_constant=_no_constant)
+        content = json.loads(
+            raw, object_pairs_hook=lambda pairs: _distinct(path, pairs), parse_constant=_no_number, parse_float=_finite
+        )
     except ModelError:
         raise
     except (ValueError, RecursionError) as error:
@@ -271,15 +282,20 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return content
 
 
-def _no_constant(name: str) -> None:
+def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits} is larger than any number")
+    return number
 
 
 def _distinct(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = repeated([name for name, _ in pairs])
         raise ModelError(f"{path} has the entry {twice!r} twice; a saved model never has. Train it again.")
     return content
 

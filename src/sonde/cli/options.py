@@ -80,7 +80,9 @@ class EngineName(StrEnum):
 
 WorkerCount = Annotated[int, typer.Option("--workers", help=WORKERS_HELP)]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where workers run; ray needs the extra `ray`.")]
-Address = Annotated[str | None, typer.Option("--address", help="A Ray cluster; by default one is started here.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster, or auto; by default one is started here.")
+]
 WorkerTimeout = Annotated[float, typer.Option("--worker-timeout", help=TIMEOUT_HELP)]
 WorkerCpus = Annotated[float | None, typer.Option("--worker-cpus", help="With ray: processors reserved for each.")]
 WorkerGpus = Annotated[float, typer.Option("--worker-gpus", help="With ray: GPUs reserved for each, such as 0.5.")]

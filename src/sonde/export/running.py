@@ -90,17 +90,22 @@ class Session:
         return found
 
     def stream(self, texts: Sequence[str]) -> Float32[np.ndarray, "row class"]:
-        """Any number of texts, the longest first."""
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-        parts = [self.probabilities([texts[row] for row in rows]) for rows in _batches(order)]
-        found = np.concatenate(parts)
+        """Any number of texts, the longest first; blank ones among others, for a batch may not be without tokens."""
+        batches = _batches(texts)
+        found = np.concatenate([self.probabilities([texts[row] for row in rows]) for rows in batches])
         out = np.empty_like(found)
-        out[order] = found
+        out[[row for rows in batches for row in rows]] = found
         return out
 
 
-def _batches(order: list[int]) -> list[list[int]]:
-    return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+def _batches(texts: Sequence[str]) -> list[list[int]]:
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    blank = [row for row in order if not texts[row].strip()]
+    told = [row for row in order if texts[row].strip()] or blank
+    batches = [told[start : start + BATCH] for start in range(0, len(told), BATCH)]
+    for place, row in enumerate(blank if told is not blank else ()):
+        batches[place % len(batches)].append(row)
+    return batches
 
 
 def agreement(session: Session, classifier: Any, texts: Sequence[str]) -> Agreement:

@@ -18,6 +18,7 @@ how much each part counts.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -112,8 +113,8 @@ def _deepest_first(names: Sequence[str]) -> list[str]:
 
 
 def _depth(name: str) -> float:
-    """A sentence embedding lies behind all layers."""
-    return math.inf if name.endswith("/sentence") else depth(name)
+    """A sentence embedding, or a pooler's, lies behind all layers."""
+    return depth(name) if re.search(r"\.\d", name) else math.inf
 
 
 def _logistic(names: Sequence[str]) -> Learner:

@@ -35,6 +35,7 @@ ENOUGH_ROWS = 1500
 # Every layer more is time at every prediction: it must lower the log loss by this fraction, as a part of a blend must,
 # and by one nat over all rows that choose: less is a matter of single rows.
 WORTH = 0.005
+WEAK = "Are the labels right, are there enough rows of each class, are the layers deep enough?"
 PATIENCE = 2  # sets of neurons without a lower loss after which larger ones are not tried
 # The kept neurons of all rows take so much at most, twice while a head is trained on them: 13,000 neurons of 40,000
 # rows, 1,000 of 500,000. Where rows are that many, the few that matter most are nearly as good, and train in minutes.
@@ -99,21 +100,23 @@ def select(
         If no probe of any block has a weight: nothing in the layers tells the classes apart.
     """
     names = sorted(names, key=depth)
-    deepest = max(depth(name) for name in names)
-    if layers is not None and not 0 <= layers <= deepest:
-        raise ArgumentError(f"k is {layers}; the backbone has {deepest} layers: give 0 (embeddings only) to {deepest}.")
+    shallowest, deepest = depth(names[0]), depth(names[-1])
+    if layers is not None and not shallowest <= layers <= deepest:
+        raise ArgumentError(
+            f"k is {layers}; layers {shallowest} to {deepest} are read (0: embeddings): give one of these."
+        )
     layers_of = [list(own) for _, own in groupby(names, key=depth)]
     rankings = [ranking for own in tracked(layers_of, "probing", "layers") for ranking in rank(problem, own)]
     if not any(ranking.importance[-1].any() for ranking in rankings):
-        raise DataError(
-            "No neuron of any layer tells the classes apart: every probe kept nothing. Are the labels right, and are "
-            "there enough rows of each class?"
-        )
+        raise DataError(f"No neuron of any layer tells the classes apart: every probe kept nothing. {WEAK}")
     etas = sorted(etas)
     if not paper:
         etas = [etas[0], *(eta for eta in etas[1:] if _bytes(rankings, eta, layers, rows) <= KEPT_BYTES)]
     search = (_Grid if paper else _Search)(problem, rankings)
     eta, k = search.choose(etas, layers)
+    kept = _kept(rankings, eta, k)
+    if not any(masks[-1].any() for masks in kept.values()):
+        raise DataError(f"No neuron of the first {k} layers tells the classes apart. {WEAK}")
     summary = {
         "eta": eta,
         "layers": k,
@@ -121,7 +124,7 @@ def select(
         "tried": search.tried,
         "probes": {ranking.name: ranking.summary for ranking in rankings},
     }
-    return Selection(_kept(rankings, eta, k), summary, paper)
+    return Selection(kept, summary, paper)
 
 
 def narrow(problem: Problem, kept: Kept) -> tuple[Problem, Kept]:
@@ -161,6 +164,8 @@ class _Search:
         shallower = [(self.loss(eta, k), k) for k in tracked(depths[:-1], "choosing depth", "layers")]
         by_depth = [*shallower, (lowest, deepest)]
         lowest = min(loss for loss, _ in by_depth)
+        if not np.isfinite(lowest):  # in some fold no probe kept anything, whatever is asked: there is no choosing
+            return etas[-1], deepest
         worth = max(WORTH * abs(lowest), 1 / int(self.problem.folds.choosing.sum()))
         return eta, next(k for loss, k in by_depth if loss - lowest <= worth)
 
@@ -207,7 +212,7 @@ class _Grid(_Search):
             return etas[-1], depths[-1]
         pairs = [(eta, k) for k in depths for eta in etas]
         scores = [self.score(eta, k) for eta, k in tracked(pairs, "choosing eta and depth", "heads")]
-        return pairs[int(np.argmax(scores))]
+        return pairs[int(np.argmax(scores))] if np.isfinite(scores).any() else pairs[-1]
 
     def score(self, eta: float, k: int) -> float:
         """Accuracy, or macro F1, of rows that choose; minus infinity if nothing is kept."""

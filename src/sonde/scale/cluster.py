@@ -224,7 +224,7 @@ def connected(address: str | None) -> Iterator[bool]:
         return
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        ray.init(address=address, **(quiet if address is None else {"logging_level": logging.WARNING}))
+        ray.init(address=address or "local", **(quiet if address is None else {"logging_level": logging.WARNING}))
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"at {address}" if address else "on this machine"
         raise InputError(f"Ray is not reached {where}: {' '.join(str(error).split()):.200}") from error

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sonde.errors import ArgumentError, DataError, need
 from sonde.scale.attempt import attempt
 from sonde.scale.cluster import actors
 from sonde.scale.parts import PART_ROWS
-from sonde.scale.predicting import free
+from sonde.scale.predicting import free, resolved
 from sonde.scale.work import Predicting
 from sonde.scale.workers import Workers
 
@@ -75,9 +77,14 @@ def predict(
     MissingExtraError
         Ray is not installed.
     ArgumentError
-        The data set has no such column, or a number is out of range.
+        The data set has no such column, a number is out of range, or the model is multi-label and has no threshold.
+    ModelError
+        There is no such model.
     """
     need("ray.data", "ray")
+    from sonde import saving
+    from sonde.loading import located, recall
+
     crew = Workers(workers, "ray", cpus=worker_cpus, gpus=worker_gpus)
     if batch_rows < 1:
         raise ArgumentError(f"batch_rows is {batch_rows}; it must be 1 or more.")
@@ -85,7 +92,11 @@ def predict(
     if names is not None and text not in names:
         raise ArgumentError(f"The data set has no column {text!r}; its columns: {', '.join(names)}. Choose with text=.")
     moved = None if backbones is None else tuple(backbones)
-    work = Predicting(str(model), moved, dtype, device, cache, threshold)
+    where, kept = resolved(model, cache)
+    seal = saving.seal(located(where))
+    classifier = recall(where, backbones=moved, dtype=dtype, device=device, cache=kept)
+    least = None if threshold is None else classifier.answer_threshold(threshold=threshold)
+    work = Predicting(where, moved, dtype, device, kept, least, seal)
     return dataset.map_batches(
         Labeller, batch_size=batch_rows, batch_format="pandas", fn_constructor_args=(work, text), **actors(crew, False)
     )
@@ -106,9 +117,13 @@ class Labeller:
         for failure in outcome.failed:
             reasons[failure.row - 1] = failure.reason
         taken = list(batch.columns)
-        return batch.assign(
-            **{free(name, taken): cells for name, cells in (*outcome.columns.items(), ("reason", reasons))}
-        )
+        added = {**outcome.columns, "reason": reasons}
+        return batch.assign(**{free(name, taken): _objects(cells) for name, cells in added.items()})
+
+
+def _objects(cells: list[Any]) -> Any:
+    """As they are: whole numbers among which one is missing stay whole."""
+    return np.fromiter(cells, dtype=object, count=len(cells))
 
 
 def _text(cell: object) -> str:

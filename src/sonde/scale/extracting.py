@@ -66,7 +66,8 @@ def extract_file(
     work = Extracting(out.resolve(), names, places, hows, max_tokens, long_text, dtype, device)
     store = open_store(out)
     assert store is not None
-    alone = as_workers(workers) == Workers()
+    who = as_workers(workers)
+    alone = who.engine == "local" and who.count == 1
     sources = (work if alone else replace(work, device="cpu")).sources()  # GPUs are left to the workers
     blocks = work.blocks(sources)
     parts = cut(source, text, window_rows(sources, blocks))  # the windows that one process would read
@@ -77,7 +78,7 @@ def extract_file(
     counts: Counter[str] = Counter(truncated_rows=0, lost_tokens=0)
     failed: list[Failure] = []
     with (
-        open_crew(work, as_workers(workers)) as crew,
+        open_crew(work, who) as crew,
         track("reading", rows, "rows") as advance,
     ):
         for _, outcome in done(crew, source, text, parts, advance):

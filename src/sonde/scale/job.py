@@ -143,7 +143,7 @@ class Job:
 
 
 def _is_ours(folder: Path) -> bool:
-    return all(p.name in ("lock", "job.json") or p.name.startswith(("part-", ".sonde-")) for p in folder.iterdir())
+    return all(p.name in ("lock", "job.json") or p.name.startswith(("part-", ".sonde.tmp-")) for p in folder.iterdir())
 
 
 def _locked(file: IO[Any]) -> bool:

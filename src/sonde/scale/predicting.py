@@ -8,7 +8,7 @@ What is done is kept in OUT.parts until all is; then OUT appears in one step. A 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,21 +78,23 @@ def predict_file(
     SondeWarning
         failed_rows, and what predicting warns of.
     """
-    from sonde.loading import recall
+    from sonde import saving
+    from sonde.loading import located, recall
 
     source, out = Path(source), Path(out)
     kind_of(out)
+    seal = saving.seal(located(model))  # before it is loaded: if it changes in between, the first worker says so
     classifier = recall(model, backbones=backbones, dtype=dtype, device=device, cache=cache)
     least = None
     if threshold is not None or target_error is not None:
         least = classifier.answer_threshold(threshold=threshold, target_error=target_error)
     moved = None if backbones is None else tuple(backbones)
-    where = str(Path(model).resolve() if Path(model).exists() else model)  # actors have a working folder of their own
-    kept = cache.resolve() if isinstance(cache, Path) else cache
-    work = Predicting(where, moved, dtype, device, kept, least)
+    where, kept = resolved(model, cache)
+    work = Predicting(where, moved, dtype, device, kept, least, seal)
+    read = identity(source)  # before the first look at it: what is added later changes it
     parts = cut(source, text)
     about = {
-        "input": identity(source),
+        "input": read,
         "text": text,
         "model": _digest(classifier),
         "dtype": dtype,
@@ -106,9 +108,15 @@ def predict_file(
             advance(sum(part.rows for part in parts if part.number in job.done))
             for part, outcome in done(crew, source, text, job.left, advance):
                 job.keep(part, outcome)
-        if identity(source) != about["input"]:
+        if identity(source) != read:
             raise DataError(f"{source} was changed while it was read. Run again, on a file that stays as it is.")
-        return _finish(job, source, out, least)
+        return _finish(job, source, out, least, _typical(classifier))
+
+
+def resolved(model: Path | str, cache: Any) -> tuple[str, Any]:
+    """A model and a cache as workers find them, who have a working folder of their own."""
+    named = isinstance(cache, Path) or (isinstance(cache, str) and cache != "auto")
+    return str(Path(model).resolve() if Path(model).exists() else model), Path(cache).resolve() if named else cache
 
 
 def _digest(classifier: "TextClassifier") -> str:
@@ -119,16 +127,25 @@ def _digest(classifier: "TextClassifier") -> str:
     return digest.hexdigest()
 
 
-def _finish(job: Job, source: Path, out: Path, least: float | None) -> dict[str, Any]:
+def _typical(classifier: "TextClassifier") -> dict[str, list[Any]]:
+    """Cells as the new columns hold them: the first thousands may hold no label at all."""
+    classes, one = classifier.classes_.tolist(), 0.5
+    several = classifier.multilabel_
+    return {"label": [classes] if several else classes, "probability": [[one] * len(classes)] if several else [one]}
+
+
+def _finish(job: Job, source: Path, out: Path, least: float | None, typical: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Write the output from the input and the parts, and say what is in it."""
     labels: Counter[Any] = Counter()
     failed: list[Failure] = []
     gathered = _Cells(_told(job.outcomes(), failed))
     with TableWriter(out, like=source) as writer:
         for table in iter_tables(source):
+            names = {name: free(name, table.names) for name in typical}
+            writer.typical = {names[name]: cells for name, cells in typical.items()}
             added = gathered.take(table.rows)
             labels.update(None if one is None else str(one) for one in added["label"])
-            writer.write({**table.columns, **{free(name, table.names): cells for name, cells in added.items()}})
+            writer.write({**table.columns, **{names[name]: cells for name, cells in added.items()}})
     rows, unlabelled = sum(labels.values()), labels.pop(None, 0)
     result: dict[str, Any] = {"out": str(out), "rows": rows, **report(failed, out)}
     if least is not None:  # a threshold that nothing reaches is none

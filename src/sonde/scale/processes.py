@@ -38,6 +38,10 @@ GRACE_SECONDS = 5.0
 """What a worker has to end by itself before it is killed."""
 
 
+LONGEST_WAIT = 3600.0
+"""Systems take no timeout of a month."""
+
+
 @dataclass
 class _Task:
     part: Part
@@ -157,7 +161,7 @@ class Processes:
         """Wait until one of them speaks, dies, or has been silent for too long."""
         now = time.monotonic()
         left = min(worker.heard + self.timeout - now for worker in busy)
-        spoke = set(wait([worker.channel for worker in busy], max(left, 0.0)))
+        spoke = set(wait([worker.channel for worker in busy], min(max(left, 0.0), LONGEST_WAIT)))
         now = time.monotonic()
         hanging = [w for w in busy if w.channel not in spoke and now - w.heard >= self.timeout]
         for worker in hanging:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sonde.errors import ModelError
 from sonde.scale.attempt import Do, Found
 
 if TYPE_CHECKING:
@@ -35,13 +36,27 @@ class Predicting:
     """As in `load`."""
     least: float | None = None
     """Where answers begin; None = every text is answered."""
+    seal: str | None = None
+    """`saving.seal` of the model that is meant; None = whatever lies there."""
 
     def open(self) -> Do:
-        """Load the model."""
-        from sonde.loading import load
+        """Load the model.
+
+        Raises
+        ------
+        ModelError
+            Another lies there by now: one output never holds the labels of two.
+        """
+        from sonde import saving
+        from sonde.loading import load, located
 
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "cache": self.cache}
         classifier = load(self.model, backbones=self.backbones, **options)
+        if self.seal not in (None, saving.seal(located(self.model))):  # asked last: a change while it was loaded counts
+            raise ModelError(
+                f"{self.model} is another model than when this run began. Run the same command again: it begins anew, "
+                "with that one."
+            )
         return lambda texts: (predicted(classifier, texts, self.least), {})
 
 

@@ -30,7 +30,8 @@ class Workers:
     engine: str = "local"
     """`local`: processes of this machine; `ray`: actors of a Ray cluster."""
     address: str | None = None
-    """Of the cluster; None = the one that `ray.init` finds, or one that is started here while it is needed."""
+    """Of the cluster; "auto" = the one that RAY_ADDRESS names or that runs here; None = one that is started here while
+    it is needed."""
     timeout: float = TIMEOUT_SECONDS
     """Seconds of silence after which a local worker counts as hanging."""
     cpus: float | None = None

@@ -75,6 +75,8 @@ def _temporary(path: Path, target: Path) -> Path:
     """Create the temporary file, with the permissions that any new file gets."""
     if target.is_dir():
         raise DataError(f"{path} is a folder; name the file to write.")
+    if target.exists() and not target.is_file():
+        raise DataError(f"{path} is a device or a pipe, which a file would take the place of; name a file to write.")
     if not target.parent.is_dir():
         raise DataError(f"{path} cannot be written: the folder {target.parent} does not exist. Create it first.")
     for stray in target.parent.glob(".sonde.tmp-*"):

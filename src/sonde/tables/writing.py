@@ -42,6 +42,11 @@ class TableWriter:
         The file that the columns were read from. If both are .parquet, columns keep the types that they have there;
         otherwise the types of a .parquet file are those of the first stretch.
 
+    Attributes
+    ----------
+    typical : mapping of str to list
+        Cells that tell the type of a column in a .parquet file, where the first stretch may not: it may be all None.
+
     Raises
     ------
     DataError
@@ -51,6 +56,7 @@ class TableWriter:
     def __init__(self, path: str | os.PathLike[str], like: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
         self.like = None if like is None else Path(like)
+        self.typical: Mapping[str, Sequence[object]] = {}
         self._kind = kind_of(self.path)
         self._names: list[str] | None = None
         self._parquet: Any = None
@@ -107,7 +113,7 @@ class TableWriter:
             schema = pq.read_schema(self.like)
             if name in schema.names:
                 return schema.field(name).type
-        kind = self._array(name, column, None).type
+        kind = self._array(name, _listed(self.typical.get(name, column)), None).type
         return pa.string() if pa.types.is_null(kind) else kind  # nothing known yet: most columns here are texts
 
     def _array(self, name: str, column: list[object], kind: Any) -> Any:
