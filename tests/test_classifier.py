@@ -182,6 +182,32 @@ def test_a_validation_set_replaces_the_folds() -> None:
     assert len(classifier.train_keys_) == len(TEXTS)
 
 
+def test_training_texts_among_those_that_validate_are_named() -> None:
+    with pytest.warns(SondeWarning, match="9 of 69 validation texts stand in the training rows too") as caught:
+        make().fit(TEXTS, LABELS, validation=([*NEW_TEXTS, *TEXTS[:9]], [*NEW_LABELS, *LABELS[:9]]))
+    assert [str(w.message.code) for w in caught if isinstance(w.message, SondeWarning)] == ["seen_in_training"]
+
+
+def test_validation_rows_of_several_labels_need_known_ones() -> None:
+    lists = [[label] for label in LABELS]
+    with pytest.warns(SondeWarning, match=r"2 validation rows have labels that never stand in the training rows"):
+        make().fit(
+            TEXTS, lists, validation=(NEW_TEXTS, [[label] for label in NEW_LABELS[:-2]] + [["new"], ["rail", "new"]])
+        )
+
+
+def test_labels_that_blanks_tell_apart_are_named() -> None:
+    odd = [label + " " * (row % 2) for row, label in enumerate(LABELS)]
+    with pytest.warns(SondeWarning, match="3 labels occur with and without blanks at their ends.* the first is '"):
+        assert len(make("lexical").fit(TEXTS, odd).classes_) == 6
+
+
+def test_a_label_repeated_in_a_list_makes_no_matrix_of_it() -> None:
+    lists = [[label, label] if row % 2 else [label, "rail"] for row, label in enumerate(LABELS)]
+    said = make("lexical").fit(TEXTS, lists).predict(NEW_TEXTS[:2])
+    assert isinstance(said, list) and all(isinstance(labels, list) for labels in said)
+
+
 def test_the_validation_set_chooses() -> None:
     """Against labels that contradict the training rows, only the least certain model does not lose."""
     turned = {"post": "rail", "rail": "weather", "weather": "post"}

@@ -1,6 +1,7 @@
 """The command line: every command and option, what goes to which stream, exit codes, widths."""
 
 import csv
+import errno
 import gzip
 import json
 import re
@@ -424,7 +425,28 @@ def test_an_interrupt_ends_with_one_line(files: Path, run: Run, monkeypatch: pyt
 
     monkeypatch.setattr("sonde.loading.load", interrupted)
     done = run("evaluate", files / "model", files / "test.csv")
-    assert done.code not in (0, 2) and done.out == "" and len(done.err.strip().splitlines()) <= 1
+    assert (done.code, done.out, done.err) == (130, "", "error: interrupted.\n")
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied", "a/b"),
+                                   OSError(errno.ENAMETOOLONG, "File name too long", "a/b")])  # fmt: skip
+def test_what_a_path_is_to_blame_for_is_a_sentence(
+    error: OSError, files: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sonde.loading.load", broken)
+    done = run("evaluate", files / "model", files / "test.csv")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: a/b cannot be used: {error.strerror}. Give another path.\n"
+
+
+def test_a_picture_is_not_drawn_over_a_table(files: Path, run: Run) -> None:
+    before = (files / "test.csv").read_bytes()
+    done = run("inspect", files / "model", "--svg", files / "test.csv")
+    assert done.code == 2 and "is no name for a picture; give one that ends in .svg" in done.err
+    assert (files / "test.csv").read_bytes() == before
 
 
 def test_control_characters_of_labels_do_not_reach_the_terminal(tmp_path: Path, run: Run) -> None:

@@ -21,7 +21,7 @@ from sonde.bench.candidates import CANDIDATES, Candidate, Setting
 from sonde.bench.compare import Rows, compare, lines, recommend
 from sonde.bench.tables import pack
 from sonde.cost import Meter
-from sonde.errors import ArgumentError, DataError, ModelError
+from sonde.errors import ArgumentError, DataError, ModelError, SondeWarning
 from sonde.tables import write_table
 
 TRAIN, TEST = Rows(*worded(90)), Rows(*worded(45, seed=1))
@@ -210,6 +210,38 @@ def test_several_labels_a_text(tmp_path: Path) -> None:
 
     found = compare(several(TRAIN), several(TEST), SETTING, tmp_path / "out.json", names=["lexical"])
     assert found["cells"]["lexical"]["macro_f1"] > 0.3
+
+
+def test_what_was_refused_is_tried_again(
+    candidates: dict[str, Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "failed" in compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["no"])["cells"]["no"]
+    monkeypatch.setitem(candidates, "no", Candidate("no", "", words))
+    assert compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["no"])["cells"]["no"]["accuracy"] > 0.3
+
+
+def test_a_test_of_rows_says_nothing_of_macro_f1() -> None:
+    reason = str(recommend({"one": cell(160), "other": cell(100)}, "macro_f1")["reason"])
+    assert "highest macro F1 of 2" in reason and reason.endswith("is chance is not tested for macro F1.")
+
+
+def test_nothing_is_written_over(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(ArgumentError, match=r"notes\.md stands where the page would be written"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "notes.json", names=["words"])
+    with pytest.raises(ArgumentError, match=r"notes\.md is no name for the figures; give one that ends in \.json"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "notes.md", names=["words"])
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    with pytest.raises(DataError, match="cannot be written: Not a directory"):
+        compare(TRAIN, TEST, SETTING, tmp_path / "notes.md" / "deep" / "out.json", names=["words"])
+
+
+def test_test_rows_that_tell_little_are_named_once(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    odd = Rows([*TRAIN.texts[:5], "one more"], [*TRAIN.labels[:5], "never"])
+    with pytest.warns(SondeWarning) as caught:
+        compare(TRAIN, odd, SETTING, tmp_path / "out.json", names=["words", "ridge"])
+    codes = [w.message.code for w in caught if isinstance(w.message, SondeWarning)]
+    assert sorted(codes) == ["seen_in_training", "unseen_labels"]
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -68,6 +68,23 @@ def test_several_labels_add_three_figures() -> None:
     assert report["micro_f1"] > 0.6
 
 
+def test_of_several_labels_one_never_seen_makes_the_row_wrong() -> None:
+    lists = [[label] for label in LABELS]
+    classifier = make().fit(TEXTS, lists)
+    said = classifier.predict(NEW_TEXTS[:20])
+    strange = [[*labels, "never"] for labels in said]
+    right = evaluate(classifier, NEW_TEXTS[:20], [list(labels) for labels in said])
+    with pytest.warns(SondeWarning, match="20 rows have labels that the model never saw; counted as wrong: 'never'"):
+        wrong = evaluate(classifier, NEW_TEXTS[:20], strange)
+    assert (right["accuracy"], right["micro_f1"]) == (1, 1)
+    assert (wrong["accuracy"], wrong["subset_accuracy"]) == (0, 0)
+    given = sum(map(len, said))
+    assert wrong["micro_f1"] == pytest.approx(2 * given / (given + given + 20))
+    assert classifier.score(NEW_TEXTS[:20], strange) == 0
+    one = [*said[:19], strange[19]]
+    assert classifier.score(NEW_TEXTS[:20], one) == pytest.approx(0.95)
+
+
 def test_a_matrix_of_labels_is_measured_too() -> None:
     def matrix(labels: list[str]) -> np.ndarray:
         return np.array([[label == name for name in ("post", "rail", "weather")] for label in labels]).astype(int)

@@ -35,6 +35,7 @@ def test_texts_become_a_list_of_plain_strings(container: Any) -> None:
         (None, "texts must be a list of strings, not NoneType"),
         (5, "texts must be a list of strings, not int"),
         ({"text": "a"}, "texts must be a list of strings, not dict"),
+        ({"a", "b"}, "texts must be a list of strings, not set"),
         (np.array([["a"], ["b"]]), "texts must be a list of strings, not ndarray of shape (2, 1)"),
         (pd.DataFrame({"text": ["a"]}), "texts must be a list of strings, not DataFrame of shape (1, 1)"),
         (["a", 5], "texts: row 2 is 5 (int) where text is due. Convert it to a string, or leave the row out"),

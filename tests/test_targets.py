@@ -102,6 +102,7 @@ def test_a_matrix_of_zeros_and_ones_is_multilabel_with_its_columns_as_classes(ma
         (np.array([[1], [0]]), "only one class, 0"),
         ([["a"], "b"], "Row 0 is a list of labels, but row 1 is 'b'"),
         (["a", ["b"]], "row 1 is .*, of type list"),
+        (["a", "b\0"], "row 1 is 'b.*': the NUL characters at its end"),
         (np.array([[0, 1], [2, 0]]), "row 1, column 0 is 2"),
         (np.array([["a", "b"]]), "row 0, column 0 is 'a'"),
     ],

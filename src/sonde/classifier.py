@@ -342,10 +342,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1."""
         check_is_fitted(self, "classes_")
         decided = self.decide(self.predict_proba(texts))
-        truth = encode_against(labels, self.classes_, self.multilabel_).indicator
-        weights = None if sample_weight is None else as_weights(sample_weight, len(truth))
-        measure = metrics.macro_f1 if self.metric == "macro_f1" else metrics.accuracy
-        return measure(truth, decided, weights)
+        truth = encode_against(labels, self.classes_, self.multilabel_)
+        weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
+        if self.metric == "macro_f1":
+            return metrics.macro_f1(truth.indicator, decided, weights)
+        return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
 
     def decide(self, probabilities: Float[np.ndarray, "row class"]) -> Bool[np.ndarray, "row class"]:
         """Probabilities -> predicted labels as an indicator: the largest, or those above their thresholds."""

@@ -70,6 +70,8 @@ class Judged:
     """As given: one a row, a list a row, or a 0/1 matrix with a row each."""
     truth: Float32[np.ndarray, "row class"]
     """1 where a row has a class; nowhere for a label that the model does not know."""
+    strange: Bool[np.ndarray, " row"]
+    """Whether a row has such a label."""
     probabilities: Float[np.ndarray, "row class"]
     """What the classifier says."""
     truncated: Bool[np.ndarray, " row"]
@@ -98,9 +100,10 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     labels = _named(labels, classifier.label_names_)
     targets = encode_against(labels, classifier.classes_, classifier.multilabel_)
     strange = unseen(labels, classifier.classes_, classifier.multilabel_)
+    assert targets.strange is not None, "labels were held against known classes"
     known = np.isin(text_keys(rows), classifier.train_keys_)
-    _warn_unseen(strange)
-    _warn_known_texts(known)
+    warn_unseen(strange)
+    warn_known_texts(known)
     started = time.perf_counter()
     parts = list(classifier.stream(rows))
     logits = np.concatenate([part.logits for part in parts])  # row class
@@ -110,6 +113,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
         texts=rows,
         labels=list(labels) if getattr(labels, "ndim", 1) == 1 else labels,  # a Series counts by its index
         truth=targets.indicator,
+        strange=targets.strange,
         probabilities=to_probabilities(logits, classifier.multilabel_),
         truncated=np.concatenate([part.truncated for part in parts]),
         depths=np.concatenate([part.depths for part in parts]),
@@ -122,17 +126,16 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
 def measure(classifier: TextClassifier, judged: Judged) -> dict[str, Any]:
     """The figures of `evaluate`, of rows that were judged."""
     taken = {"truncated_rows": int(judged.truncated.sum()), "mean_depth": float(judged.depths.mean())}
-    return _report(classifier, judged.truth, judged.probabilities, taken)
+    return _report(classifier, judged, taken)
 
 
-def _report(
-    classifier: TextClassifier, truth: np.ndarray, probabilities: np.ndarray, taken: dict[str, Any]
-) -> dict[str, Any]:
+def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -> dict[str, Any]:
+    truth, probabilities, strange = judged.truth, judged.probabilities, judged.strange
     multilabel = classifier.multilabel_
     decided = classifier.decide(probabilities)
     report: dict[str, Any] = {
         "n": len(truth),
-        "accuracy": metrics.accuracy(truth, decided),
+        "accuracy": metrics.accuracy(truth, decided, strange=strange),
         "macro_f1": metrics.macro_f1(truth, decided),
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
@@ -144,8 +147,8 @@ def _report(
         report["aurc"] = curve.area
         report["risk_coverage"] = [curve.at(coverage) for coverage in COVERAGES]
     else:
-        report["micro_f1"] = metrics.micro_f1(truth, decided)
-        report["subset_accuracy"] = metrics.subset_accuracy(truth, decided)
+        report["micro_f1"] = metrics.micro_f1(truth, decided, strange=strange)
+        report["subset_accuracy"] = report["accuracy"]
         report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)
     report["per_class"] = metrics.per_class(classifier.classes_, truth, decided)
     return report
@@ -157,7 +160,8 @@ def _named(labels: Any, names: dict[str, str]) -> Any:
     return [[names.get(str(x), x) for x in v] if isinstance(v, list | tuple) else names.get(str(v), v) for v in labels]
 
 
-def _warn_unseen(strange: dict[Any, int]) -> None:
+def warn_unseen(strange: dict[Any, int]) -> None:
+    """Say which labels of test rows, and how often, no training row has."""
     if strange:
         count = sum(strange.values())
         shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
@@ -169,7 +173,8 @@ def _warn_unseen(strange: dict[Any, int]) -> None:
         )
 
 
-def _warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:
+def warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:
+    """Say how many test rows stand in the training rows too."""
     if known.any():
         warn(
             f"{int(known.sum())} of {len(known)} texts stand in the training rows too; figures on them flatter the "

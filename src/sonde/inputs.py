@@ -5,7 +5,7 @@ present          which labels are not missing
 as_weights       sample weights -> float64
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
     """
     if isinstance(texts, str | bytes):
         raise DataError(f"{what} is one string; give a list of strings, for example [{texts[:20]!r}].")
-    if len(getattr(texts, "shape", (0,))) != 1 or isinstance(texts, dict) or not isinstance(texts, Iterable):
+    if len(getattr(texts, "shape", (0,))) != 1 or isinstance(texts, dict | Set) or not isinstance(texts, Iterable):
         shape = getattr(texts, "shape", None)
         raise DataError(
             f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else ".")

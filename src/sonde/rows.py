@@ -7,6 +7,7 @@ check_class_weight, class_factors   `class_weight`, judged, and as a factor for 
 is_matrix       whether multi-label labels came as a 0/1 matrix
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from sonde.errors import ArgumentError, DataError, choose, warn
 from sonde.inputs import as_texts, as_weights, present
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
+from sonde.learn.targets import is_matrix as reads_as_matrix
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
         warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
         labels = [label for label, keep in zip(labels, here, strict=True) if keep]
         rows = [text for text, keep in zip(rows, here, strict=True) if keep]
-    targets = encode(labels) if known is None else encode_against(labels, known.classes, known.multilabel)
-    _warn_conflicts(rows, targets)
-    return Labelled(rows, targets, chosen)
+    told = encode(labels) if known is None else encode_against(labels, known.classes, known.multilabel)
+    _warn_conflicts(rows, told)
+    if known is None:
+        _warn_blanks(told.classes.tolist())
+    return Labelled(rows, told, chosen)
 
 
 def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
@@ -57,7 +61,8 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
     if not isinstance(validation, Sequence) or len(validation) != 2:
         raise DataError("validation must be a pair (texts, labels).")
     held = as_labelled(validation[0], validation[1], None, train.targets)
-    known = np.asarray(held.targets.indicator.any(axis=1) | train.targets.multilabel)  # row
+    assert held.targets.strange is not None
+    known = ~held.targets.strange  # row
     if not known.all():
         warn(
             f"{int((~known).sum())} validation rows have labels that never stand in the training rows; left out.",
@@ -66,14 +71,22 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
         )
     if not known.any():
         raise DataError("validation has no row with a label of the training rows.")
-    targets = Targets(
+    both = Targets(
         train.targets.classes,
         np.concatenate([train.targets.indicator, held.targets.indicator[known]]),  # row class
         train.targets.multilabel,
     )
-    texts = [*train.texts, *(text for text, keep in zip(held.texts, known, strict=True) if keep)]
-    both = Labelled(texts, targets, np.concatenate([train.weights, held.weights[known]]))
-    return both, validation_folds(len(train.texts), targets, seed)
+    kept = [text for text, keep in zip(held.texts, known, strict=True) if keep]
+    shared = int(np.isin(text_keys(kept), text_keys(train.texts)).sum())
+    if shared:
+        warn(
+            f"{shared} of {len(kept)} validation texts stand in the training rows too: what is chosen and calibrated "
+            "on them trusts the model too much. Leave validation out, and folds are held out in turn.",
+            "seen_in_training",
+            shared,
+        )
+    rows = Labelled([*train.texts, *kept], both, np.concatenate([train.weights, held.weights[known]]))
+    return rows, validation_folds(len(train.texts), both, seed)
 
 
 def is_matrix(labels: Any) -> bool:
@@ -81,7 +94,19 @@ def is_matrix(labels: Any) -> bool:
     if not isinstance(labels, list | tuple):
         return len(getattr(labels, "shape", ())) == 2
     rows = [list(row) for row in labels if row is not None]
-    return len({len(row) for row in rows}) == 1 and any(len(set(row)) < len(row) for row in rows)
+    return bool(rows) and reads_as_matrix(rows)
+
+
+def _warn_blanks(classes: Sequence[Any]) -> None:
+    bare = Counter(label.strip() for label in classes if isinstance(label, str))
+    twice = [label for label, count in bare.items() if count > 1]
+    if twice:
+        warn(
+            f"{len(twice)} labels occur with and without blanks at their ends, and are classes of their own, the first "
+            f"is {twice[0]!r}. Strip the labels if that is not meant.",
+            "blank_labels",
+            len(twice),
+        )
 
 
 def _warn_conflicts(texts: Sequence[str], targets: Targets) -> None:

@@ -69,10 +69,11 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """Accuracy (of multi-label data, of whole label sets), or the metric that the classifier aims at."""
         decided = self._decided(texts)
-        truth = encode_against(labels, self.classes_, self.multilabel_).indicator
-        weights = None if sample_weight is None else as_weights(sample_weight, len(truth))
-        measure = metrics.macro_f1 if self.metric == "macro_f1" else metrics.accuracy
-        return measure(truth, decided, weights)
+        truth = encode_against(labels, self.classes_, self.multilabel_)
+        weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
+        if self.metric == "macro_f1":
+            return metrics.macro_f1(truth.indicator, decided, weights)
+        return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -32,6 +32,10 @@ class Cells:
     def __contains__(self, key: str) -> bool:
         return key in self.content["cells"]
 
+    def lacks(self, key: str) -> bool:
+        """Whether a cell is to be made: absent, or refused when it was tried, for what may be mended by now."""
+        return key not in self or "failed" in self.content["cells"][key]
+
     def put(self, key: str, cell: dict[str, Any]) -> None:
         """Keep a finished cell, with machine, versions and date."""
         self.content["machine"] = machine.describe()

@@ -33,10 +33,13 @@ from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.tables import pack, unpack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose
+from sonde.evaluation import warn_known_texts, warn_unseen
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
-from sonde.learn.targets import encode_against
+from sonde.learn.splitting import text_keys
+from sonde.learn.targets import encode, encode_against, unseen
 from sonde.progress import tracked
+from sonde.tables.atomic import check_writable
 
 SPEED_ROWS = 1000
 """Test texts on which the rate is measured, read anew: a second or more of work, not minutes."""
@@ -116,10 +119,11 @@ def compare(
         raise ArgumentError(f"The time limit is {time_limit:g} s; it must be above 0.")
     about = {**asdict(setting), "cache": None, "train": train.digest(), "test": test.digest()}
     cells = _opened(Path(out), {**about, "train_rows": len(train.texts), "test_rows": len(test.texts)})
+    _warn_of_test_rows(train, test)
     until = None if time_limit is None else time.monotonic() + time_limit
     said: set[str] = set()
     try:
-        for name in tracked([name for name in asked if name not in cells], "comparing", "candidates"):
+        for name in tracked([name for name in asked if cells.lacks(name)], "comparing", "candidates"):
             with _until(until), _once(said):
                 cell = fit_and_measure(CANDIDATES[name], train, test, setting)
             cells.put(name, cell)
@@ -136,8 +140,25 @@ def compare(
     }
 
 
+def _warn_of_test_rows(train: Rows, test: Rows) -> None:
+    """Say which labels nobody can give, and how many texts everybody has seen."""
+    targets = encode(train.labels)
+    warn_unseen(unseen(test.labels, targets.classes, targets.multilabel))
+    warn_known_texts(np.isin(text_keys(test.texts), text_keys(train.texts)))
+
+
 def _opened(path: Path, setting: dict[str, Any]) -> Cells:
-    """The file of the figures; another comparison in it is not written over."""
+    """The file of the figures; neither another comparison in it nor a page beside it that is none is written over."""
+    beside = path.with_suffix(".md")
+    if path.suffix != ".json":
+        raise ArgumentError(
+            f"{path} is no name for the figures; give one that ends in .json, such as {path.stem}.json."
+        )
+    if beside.exists() and not path.exists():
+        raise ArgumentError(
+            f"{beside} stands where the page would be written. Give --out another name, or move it away."
+        )
+    check_writable(path)
     try:
         cells = Cells(path, setting)
     except ValueError as error:
@@ -175,10 +196,11 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
         read anew), `bytes` (of the saved artifact; None where there is none).
     """
     multilabel = bool(getattr(classifier, "multilabel_", False))
-    truth = encode_against(test.labels, classifier.classes_, multilabel).indicator
+    targets = encode_against(test.labels, classifier.classes_, multilabel)
+    truth = targets.indicator
     with meter.stage("inference_on_all_rows"):
         decided, probabilities = _answers(classifier, test.texts, multilabel)
-    right = np.asarray((decided.astype(bool) == (truth > 0)).all(axis=1))  # row class -> row
+    right = metrics.is_right(truth, decided, targets.strange)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     calibration = (
         {"ece": None, "ece_95": None} if probabilities is None else _calibration(truth, probabilities, multilabel)
@@ -315,6 +337,9 @@ def recommend(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") 
         else f"the only one that has finished: {METRICS[metric]}"
     )
     sentences = [f"{best}: {among} on {own['n']:,} test rows, {figure(own[metric])}."]
+    if metric != "accuracy" and len(done) > 1:  # McNemar's test counts rows: it knows nothing of F1
+        sentences.append(f"Whether its lead is chance is not tested for {METRICS[metric]}.")
+        return {"recommended": best, "reason": " ".join(sentences)}
     close = {name: p for name in done if name != best and (p := _p_value(own, done[name])) >= CHANCE}
     if close:
         listed = ", ".join(f"{name} ({figure(done[name][metric])}, p {p:.2f})" for name, p in close.items())

@@ -3,12 +3,13 @@
     fit evaluate report predict explain compare serve export extract inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
-warnings counted; 2: the user's input is wrong; 1: anything else.
+warnings counted; 2: the user's input is wrong; 130: interrupted; 1: anything else.
 
 app    the commands, in the order of their help
 main   runs one
 """
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -38,6 +39,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+INTERRUPTED = 130
+"""What shells say of a command that Ctrl+C has ended."""
+
+PATH_FAULTS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EROFS}
+"""What a path can be to blame for, wherever it is met."""
+
+
 def main() -> None:
     """Run the command line; every mistake of the user's becomes a sentence and exit code 2."""
     try:
@@ -48,13 +56,19 @@ def main() -> None:
     except SondeError as error:
         complain(str(error))
         sys.exit(1)
-    except typer.Abort:
-        complain("interrupted.")
-        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except OSError as error:
+        if error.errno not in PATH_FAULTS or error.filename is None:
+            raise
+        complain(f"{error.filename!s:.200} cannot be used: {error.strerror}. Give another path.")
+        sys.exit(2)
     except _USAGE_ERROR as error:
         if error.format_message():  # else the help was asked for, and shown
             complain(_usage(error))
         sys.exit(2)
+    if code == INTERRUPTED:  # which typer, too, makes of it
+        complain("interrupted.")
     sys.exit(code if isinstance(code, int) else 0)
 
 

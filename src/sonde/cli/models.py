@@ -286,6 +286,8 @@ def _draw(model: dict[str, Any], out: Path) -> None:
             f"{model['path']} has no picture: its recipe {model['recipe']!r} is not linear in a backbone's neurons. "
             "Leave out --svg."
         )
+    if out.suffix.lower() != ".svg":
+        raise ArgumentError(f"{out} is no name for a picture; give one that ends in .svg, such as {out.stem}.svg.")
     title = f"{Path(model['path']).name}: recipe {model['recipe']}, {len(model['classes'])} classes"
     with write_atomically(out) as file:
         file.write(draw(model["layers"], title))

@@ -1,7 +1,7 @@
 """How good predictions are, and whether one model is better than another.
 
     accuracy                      share of rows labelled right
-    subset_accuracy               share of rows whose whole set of labels is right
+    is_right                      rows whose whole set of labels is right
     macro_f1, micro_f1            F1 averaged over classes, and of all decisions together
     log_loss, row_losses          mean negative log probability of the truth, and that of each row
     expected_calibration_error    gap between confidence and accuracy
@@ -43,18 +43,27 @@ DRAWS = 1000
 DRAWN = 2**22
 
 
+def is_right(
+    truth: Shaped[np.ndarray, "row class"],
+    predicted: Shaped[np.ndarray, "row class"],
+    strange: Bool[np.ndarray, " row"] | None = None,
+) -> Bool[np.ndarray, " row"]:
+    """Rows labelled right; of multi-label data, with exactly the right set of labels.
+
+    `strange` rows have labels beside the classes, which nobody can give: they are wrong.
+    """
+    right = (truth.astype(bool) == predicted.astype(bool)).all(axis=1)
+    return np.asarray(right if strange is None else right & ~strange)
+
+
 def accuracy(
-    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+    truth: Shaped[np.ndarray, "row class"],
+    predicted: Shaped[np.ndarray, "row class"],
+    weights: Weights = None,
+    strange: Bool[np.ndarray, " row"] | None = None,
 ) -> float:
-    """Share of rows labelled right; for multi-label data, of rows with exactly the right set of labels."""
-    return float(np.average((truth.astype(bool) == predicted.astype(bool)).all(axis=1), weights=weights))
-
-
-def subset_accuracy(
-    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
-) -> float:
-    """Share of rows whose whole set of labels is right: `accuracy` under its multi-label name."""
-    return accuracy(truth, predicted, weights)
+    """Share of rows that are right, as `is_right` says."""
+    return float(np.average(is_right(truth, predicted, strange), weights=weights))
 
 
 def macro_f1(
@@ -67,10 +76,18 @@ def macro_f1(
 
 
 def micro_f1(
-    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+    truth: Shaped[np.ndarray, "row class"],
+    predicted: Shaped[np.ndarray, "row class"],
+    weights: Weights = None,
+    strange: Bool[np.ndarray, " row"] | None = None,
 ) -> float:
-    """F1 of all (row, class) decisions together; 0 if nothing is true and nothing predicted."""
+    """F1 of all (row, class) decisions together; 0 if nothing is true and nothing predicted.
+
+    A `strange` row has a label beside the classes, which is missed.
+    """
     both, said, there = (counts.sum() for counts in _counts(truth, predicted, weights))
+    if strange is not None:
+        there += strange.sum() if weights is None else weights[strange].sum()
     return float(2 * both / (said + there)) if said + there > 0 else 0.0
 
 

@@ -29,6 +29,8 @@ class Targets:
     """1 where a row has a class, else 0. One-hot for single-label data; an all-zero row is a label never seen."""
     multilabel: bool
     """Whether a row may have any number of classes."""
+    strange: Bool[np.ndarray, " row"] | None = None
+    """Rows with a label that is none of the classes; None where every label made a class."""
 
     @property
     def rows(self) -> int:
@@ -48,7 +50,8 @@ class Targets:
 
     def take(self, rows: Int64[np.ndarray, " taken"] | Bool[np.ndarray, " row"]) -> "Targets":
         """The same classes over some of the rows."""
-        return Targets(self.classes, self.indicator[rows], self.multilabel)
+        strange = None if self.strange is None else self.strange[rows]
+        return Targets(self.classes, self.indicator[rows], self.multilabel, strange)
 
 
 def encode(labels: Any) -> Targets:
@@ -97,7 +100,9 @@ def encode_against(labels: Any, classes: np.ndarray, multilabel: bool) -> Target
         As in `encode`, or if the labels are multi-label and the model is not, or the reverse.
     """
     rows = _read_against(labels, classes, multilabel)
-    return Targets(classes, _indicator(rows, _positions(rows, classes), len(classes)), multilabel)
+    known = _positions(rows, classes)
+    strange = np.array([any(label not in known for label in row) for row in rows])  # row
+    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, strange)
 
 
 def unseen(labels: Any, classes: np.ndarray, multilabel: bool) -> dict[Label, int]:
@@ -168,14 +173,17 @@ def _read_lists(items: list[Any]) -> tuple[list[list[Label]], bool, int | None]:
         if not _is_collection(item):
             raise DataError(f"Row 0 is a list of labels, but row {row} is {_shown(item)}. Make every row a list.")
     lists = [list(item) for item in items]
-    if _is_matrix(lists):
+    if is_matrix(lists):
         return _read_matrix(np.array(lists))
     flat = iter(_of_one_type([(row, label) for row, labels in enumerate(lists) for label in labels]))
     return [[next(flat) for _ in labels] for labels in lists], True, None
 
 
-def _is_matrix(lists: list[list[Any]]) -> bool:
-    """Label lists do not repeat a label in a row; rows of a 0/1 matrix of three columns must."""
+def is_matrix(lists: list[list[Any]]) -> bool:
+    """Whether nested lists are read as a 0/1 matrix.
+
+    Label lists do not repeat a label in a row; rows of a 0/1 matrix of three columns must.
+    """
     width = len(lists[0])
     if not all(len(row) == width and all(type(value) is int and value in (0, 1) for value in row) for row in lists):
         return False
@@ -204,6 +212,11 @@ def _plain(row: int, item: Any) -> Label:
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         raise DataError(f"The label of row {row} is missing. Leave out the rows without a label, or give them one.")
     if isinstance(value, str):
+        if value.endswith("\0"):
+            raise DataError(
+                f"The label of row {row} is {_shown(value)}: the NUL characters at its end, with which some programs "
+                "fill columns, would be lost. Remove them."
+            )
         return str(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # columns with gaps often hold whole numbers as floats

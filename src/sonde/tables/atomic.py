@@ -90,6 +90,22 @@ def _temporary(path: Path, target: Path) -> Path:
     return temporary
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Say before hours of work what `write_atomically` would say after them; folders are made.
+
+    Raises
+    ------
+    DataError
+        As `write_atomically`.
+    """
+    target = Path(path).resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror} ({error.filename}).") from error
+    remove(_temporary(Path(path), target))
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the new name to the disk, where the file system lets folders be flushed."""
     with suppress(OSError):

@@ -79,4 +79,5 @@ def _no_column(path: Path, name: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     listed = ", ".join(map(repr, names[:SHOWN])) + more
     split = " Fields are separated by commas in .csv and by tabs in .tsv." if len(names) == 1 else ""
-    return f"{path} has no column {name!r}.{guess} Its columns: {listed}.{split} Choose with --text and --label."
+    choose = "Choose with --text and --label (explain: --column)."
+    return f"{path} has no column {name!r}.{guess} Its columns: {listed}.{split} {choose}"

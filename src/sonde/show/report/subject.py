@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64
 
 from sonde.classifier import TextClassifier
 from sonde.evaluation import Judged, judge, measure
+from sonde.learn.metrics import is_right
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Subject:
     @cached_property
     def right(self) -> Bool[np.ndarray, " row"]:
         """Rows all of whose labels are right."""
-        return np.asarray((self.truth == self.decided).all(axis=1))
+        return is_right(self.truth, self.decided, self.judged.strange)
 
     @cached_property
     def foreign(self) -> Bool[np.ndarray, " row"]:
