@@ -134,6 +134,12 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
+def test_a_name_too_long_for_what_is_written_beside_it_is_refused_before_training(tmp_path: Path) -> None:
+    for length in (250, 300):
+        with pytest.raises(ModelError, match=r"cannot be made: File name too long\. Give a shorter name"):
+            saving.check_target(tmp_path / ("m" * length))
+
+
 def test_labels_that_utf8_cannot_hold_are_saved(tmp_path: Path) -> None:
     labels = [f"{label}\ud83d" for label in LABELS]
     make("lexical").fit(TEXTS, labels).save(tmp_path / "model")

@@ -134,6 +134,10 @@ def check_target(folder: Path | str) -> Path:
     The model's README.md is its own as long as nobody has edited it.
     """
     target = Path(folder)
+    try:
+        temporary_name(target, f".{target.name}").exists()
+    except OSError as error:
+        raise ModelError(f"{target!s:.60}... cannot be made: {error.strerror}. Give a shorter name.") from error
     held = {path.name for path in target.iterdir()} if target.is_dir() else set()
     parent = next(path for path in [*target.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
