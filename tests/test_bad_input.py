@@ -64,7 +64,7 @@ def test_no_such_file(train: Path, tmp_path: Path, model: Path, run: Run) -> Non
 
 def test_no_such_column(train: Path, tmp_path: Path, model: Path, run: Run) -> None:
     out = tmp_path / "m"
-    known = "Its columns: 'text', 'label'. Choose with --text and --label."
+    known = "Its columns: 'text', 'label'. Choose with --text and --label (explain: --column)."
     refused(run("fit", train, "--out", out, "--text", "Texts"), "has no column 'Texts'. Did you mean 'text'?", known)
     refused(run("fit", train, "--out", out, "--label", "class"), "has no column 'class'.", known)
     refused(run("evaluate", model, train, "--label", "lable"), "has no column 'lable'. Did you mean 'label'?", known)
@@ -135,7 +135,7 @@ def test_mixed_label_types(tmp_path: Path, run: Run) -> None:
         "row 1, column 'label' holds a whole number (1), row 2 holds text ('two'); the labels of a column must be"
     )
     refused(run("fit", tmp_path / "t.jsonl", "--out", tmp_path / "m", *LINEAR), sentence)
-    with pytest.raises(DataError, match=r"Labels mix int \(row 0: 1\) and str \(row 1: 'two'\)"):
+    with pytest.raises(DataError, match=r"Labels mix int \(row 1: 1\) and str \(row 2: 'two'\)"):
         make().fit(TEXTS, [1, "two", *LABELS[2:]])
     with pytest.raises(DataError, match=r"a fraction\. Labels are text, whole numbers or booleans"):
         make().fit(TEXTS, [0.5] * 90)

@@ -196,6 +196,12 @@ def test_validation_rows_of_several_labels_need_known_ones() -> None:
         )
 
 
+def test_a_wrong_label_is_named_by_its_own_row() -> None:
+    odd = ["rail", None, None, 7, *LABELS[4:]]
+    with pytest.raises(DataError, match=r"Labels mix str \(row 1: 'rail'\) and int \(row 4: 7\)"):
+        make("lexical").fit(TEXTS, odd)
+
+
 def test_labels_that_blanks_tell_apart_are_named() -> None:
     odd = [label + " " * (row % 2) for row, label in enumerate(LABELS)]
     with pytest.warns(SondeWarning, match="3 labels occur with and without blanks at their ends.* the first is '"):

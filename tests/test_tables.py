@@ -337,7 +337,7 @@ def test_no_such_column_lists_columns_and_guesses(tmp_path: Path) -> None:
     said = refusal(path, ["text"])
     assert said == (
         "t.csv has no column 'text'. Did you mean 'Text'? Its columns: 'Text', ' label', 'n'. "
-        "Choose with --text and --label."
+        "Choose with --text and --label (explain: --column)."
     )
     assert "Did you mean ' label'?" in refusal(path, ["label"])
     assert "Did you mean" not in refusal(path, ["zebra"])

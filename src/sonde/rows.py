@@ -36,12 +36,12 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
     rows = as_texts(texts)
     here = present(labels, len(rows))
     chosen = as_weights(weights, len(rows))[here]
-    missing = int((~here).sum())
+    missing, places = int((~here).sum()), (np.flatnonzero(here) + 1).tolist()
     if missing:
         warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
         labels = [label for label, keep in zip(labels, here, strict=True) if keep]
         rows = [text for text, keep in zip(rows, here, strict=True) if keep]
-    told = encode(labels) if known is None else encode_against(labels, known.classes, known.multilabel)
+    told = encode(labels, places) if known is None else encode_against(labels, known.classes, known.multilabel, places)
     _warn_conflicts(rows, told)
     if known is None:
         _warn_blanks(told.classes.tolist())

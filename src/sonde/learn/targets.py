@@ -7,7 +7,7 @@ unseen            which labels a model's classes do not contain, with counts
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -54,7 +54,7 @@ class Targets:
         return Targets(self.classes, self.indicator[rows], self.multilabel, strange)
 
 
-def encode(labels: Any) -> Targets:
+def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
     """Turn the labels of a training set into targets.
 
     Parameters
@@ -63,13 +63,15 @@ def encode(labels: Any) -> Targets:
         str, int or bool, all of one type: single-label. Lists of str or int (an empty list = no label), or a
         two-dimensional array of 0 and 1 whose columns are the classes 0, 1, ...: multi-label. A nested list is read as
         such a matrix if its rows are equally long, hold only 0 and 1, and some row repeats a value.
+    places : sequence of int, optional
+        The row by which a sentence names each, counted from 1; by default its place among `labels`.
 
     Raises
     ------
     DataError
         A bare string, missing labels, mixed types, fractions, or fewer than two classes.
     """
-    rows, multilabel, width = _read(labels)
+    rows, multilabel, width = _read(labels, places)
     found: list[Label] = sorted({label for row in rows for label in row}) if width is None else list(range(width))
     if len(found) < 2:
         raise DataError(_too_few(found, len(rows)))
@@ -77,12 +79,12 @@ def encode(labels: Any) -> Targets:
     return Targets(classes, _indicator(rows, {label: i for i, label in enumerate(found)}, len(found)), multilabel)
 
 
-def encode_against(labels: Any, classes: np.ndarray, multilabel: bool) -> Targets:
+def encode_against(labels: Any, classes: np.ndarray, multilabel: bool, places: Sequence[int] | None = None) -> Targets:
     """Turn the labels of a test set into targets over known classes.
 
     Parameters
     ----------
-    labels : as in `encode`
+    labels, places : as in `encode`
     classes : ndarray (class,)
         The classes of a model.
     multilabel : bool
@@ -99,7 +101,7 @@ def encode_against(labels: Any, classes: np.ndarray, multilabel: bool) -> Target
     DataError
         As in `encode`, or if the labels are multi-label and the model is not, or the reverse.
     """
-    rows = _read_against(labels, classes, multilabel)
+    rows = _read_against(labels, classes, multilabel, places)
     known = _positions(rows, classes)
     strange = np.array([any(label not in known for label in row) for row in rows])  # row
     return Targets(classes, _indicator(rows, known, len(classes)), multilabel, strange)
@@ -112,8 +114,10 @@ def unseen(labels: Any, classes: np.ndarray, multilabel: bool) -> dict[Label, in
     return dict(Counter(label for row in rows for label in row if label not in known).most_common())
 
 
-def _read_against(labels: Any, classes: np.ndarray, multilabel: bool) -> list[list[Label]]:
-    rows, given_multilabel, width = _read(labels)
+def _read_against(
+    labels: Any, classes: np.ndarray, multilabel: bool, places: Sequence[int] | None = None
+) -> list[list[Label]]:
+    rows, given_multilabel, width = _read(labels, places)
     if given_multilabel != multilabel:
         sorts = {True: "lists of labels (or a 0/1 matrix)", False: "one label per row"}
         raise DataError(
@@ -137,45 +141,49 @@ def _comparable(label: Label, kind: type) -> bool:
     return type(label) is kind or isinstance(label, str) or kind is str
 
 
-def _read(labels: Any) -> tuple[list[list[Label]], bool, int | None]:
+def _read(labels: Any, places: Sequence[int] | None) -> tuple[list[list[Label]], bool, int | None]:
     """Rows of labels, whether they are multi-label, and the number of columns if they came as a 0/1 matrix."""
     if isinstance(labels, str | bytes | dict) or not isinstance(labels, Iterable):
         raise DataError(f"Labels must be a list or array with one entry per text, not {_shown(labels)}.")
     if not isinstance(labels, list | tuple):
         array = np.asarray(labels)
         if array.ndim == 2:
-            return _read_matrix(array)
+            return _read_matrix(array, places)
         labels = array.tolist()
         if not isinstance(labels, list):
             raise DataError("Labels must be a list or array with one entry per text, or a dense 0/1 matrix.")
     items = list(labels)
     if not items:
         raise DataError("There are no labels: a classifier needs at least two classes.")
+    places = range(1, len(items) + 1) if places is None else places
     if _is_collection(items[0]):
-        return _read_lists(items)
-    return [[label] for label in _of_one_type([(row, item) for row, item in enumerate(items)])], False, None
+        return _read_lists(items, places)
+    return [[label] for label in _of_one_type(list(zip(places, items, strict=True)))], False, None
 
 
-def _read_matrix(array: np.ndarray) -> tuple[list[list[Label]], bool, int | None]:
+def _read_matrix(array: np.ndarray, places: Sequence[int] | None) -> tuple[list[list[Label]], bool, int | None]:
     wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=bool)
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()
+        place = row + 1 if places is None else places[row]
         raise DataError(
-            f"A two-dimensional array of labels must hold only 0 and 1, but row {row}, column {column} is "
+            f"A two-dimensional array of labels must hold only 0 and 1, but row {place}, column {column} is "
             f"{_shown(array[row, column])}. Give one label per text, or a list of labels per text."
         )
     rows: list[list[Label]] = [list(np.flatnonzero(row).tolist()) for row in array]
     return rows, True, array.shape[1]
 
 
-def _read_lists(items: list[Any]) -> tuple[list[list[Label]], bool, int | None]:
-    for row, item in enumerate(items):
+def _read_lists(items: list[Any], places: Sequence[int]) -> tuple[list[list[Label]], bool, int | None]:
+    for row, item in zip(places, items, strict=True):
         if not _is_collection(item):
-            raise DataError(f"Row 0 is a list of labels, but row {row} is {_shown(item)}. Make every row a list.")
+            raise DataError(
+                f"Row {places[0]} is a list of labels, but row {row} is {_shown(item)}. Make every row a list."
+            )
     lists = [list(item) for item in items]
     if is_matrix(lists):
-        return _read_matrix(np.array(lists))
-    flat = iter(_of_one_type([(row, label) for row, labels in enumerate(lists) for label in labels]))
+        return _read_matrix(np.array(lists), places)
+    flat = iter(_of_one_type([(row, label) for row, labels in zip(places, lists, strict=True) for label in labels]))
     return [[next(flat) for _ in labels] for labels in lists], True, None
 
 

@@ -91,7 +91,7 @@ def predict_file(
     moved = None if backbones is None else tuple(backbones)
     where, kept = resolved(model, cache)
     work = Predicting(where, moved, dtype, device, kept, least, seal)
-    read = identity(source)  # before the first look at it: what is added later changes it
+    read = identity(source) if source.is_file() else {}  # before the first look: what is added later changes it
     parts = cut(source, text)
     about = {
         "input": read,
