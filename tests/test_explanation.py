@@ -404,6 +404,17 @@ def test_shades_follow_strength_and_control_characters_are_visible() -> None:
     assert shaded("abc", [], coloured=False).plain == "abc"
 
 
+def test_blank_rows_of_a_file_do_not_keep_the_others_from_being_explained(
+    saved: Path, tmp_path: Path, run: Run
+) -> None:
+    write_table(tmp_path / "t.csv", {"text": [NEW[0], " ", NEW[1]]})
+    done = run("explain", saved / "linear", tmp_path / "t.csv", "--no-cache", "--json")
+    assert done.code == 0 and len(json.loads(done.out)["texts"]) == 2
+    assert "1 of the first 3 texts are blank; they are not explained." in done.err
+    write_table(tmp_path / "blank.csv", {"text": [" ", ""]})
+    assert "The first 2 texts of" in run("explain", saved / "linear", tmp_path / "blank.csv").err
+
+
 def test_explain_refuses_with_sentences(saved: Path, tmp_path: Path, run: Run) -> None:
     for arguments, sentence in (
         ((saved / "linear",), "There is nothing to explain: give texts with --text, or a file of them"),

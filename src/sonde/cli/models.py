@@ -44,7 +44,7 @@ from sonde.cli.options import (
     WorkerTimeout,
 )
 from sonde.cli.session import session
-from sonde.errors import ArgumentError, warn
+from sonde.errors import ArgumentError, DataError, warn
 from sonde.learn.recipes import SAMPLE_ROWS
 from sonde.plan import BUNDLE
 from sonde.scale.workers import TIMEOUT_SECONDS, Workers
@@ -247,10 +247,21 @@ def explain(
         from sonde.explanation import explain as explained
         from sonde.loading import load
 
-        texts = list(islice(cells(source, column), limit)) if source else list(text or ())
+        texts = _telling(source, column, limit) if source else list(text or ())
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=opened_cache(cache, no_cache))
         found = explained(classifier, texts, label=label, against=against, top=top)
         result |= {"model": str(model), "texts": [asdict(one) for one in found]}
+
+
+def _telling(source: Path, column: str, limit: int) -> list[str]:
+    """The first texts of a file that say something."""
+    first = list(islice(cells(source, column), limit))
+    texts = [text for text in first if text.strip()]
+    if not texts:
+        raise DataError(f"The first {len(first)} texts of {source} are blank: there is nothing to explain.")
+    if blank := len(first) - len(texts):
+        warn(f"{blank} of the first {len(first)} texts are blank; they are not explained.", "blank_texts", blank)
+    return texts
 
 
 def inspect(
