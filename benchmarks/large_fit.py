@@ -7,6 +7,8 @@ Parquet with their labels. Each line is `sonde fit --rows` as a command of its o
 streams by; its resident memory is asked for once a second. The accuracy is that on SST-2's own test sentences, beside
 that of the same recipe on a small part of the rows: it says that nothing broke, not how good repeated texts are.
 
+A fit that is finished is kept: the same command goes on with those that are missing.
+
 run          measure, and write large_fit.{json,md}
 to_markdown  the page, from the JSON alone
 """
@@ -21,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ratios import asked_of, publish, sha256_of
+from ratios import asked_of, sha256_of
 from scale import LOOK_SECONDS, STRETCH, resident
 
 from sonde.bench import machine
-from sonde.bench.cells import table
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.datasets import DataSet, read_split
 from sonde.errors import DataError
 from sonde.tables import TableWriter, write_table
@@ -50,20 +52,16 @@ def run(
             for stretch in repeated(train, file_rows):
                 writer.write(stretch)
         write_table(held, {"text": list(test.texts), "label": test.labels.tolist()})
-        fits = [
-            {"recipe": recipe, "rows": count, **fitted(source, held, Path(folder) / "model", recipe, count)}
-            for recipe in recipes
-            for count in dict.fromkeys((min(FEW_ROWS, rows), rows))
-        ]
-        content = {
-            "machine": machine.describe(),
-            "setting": {
-                "file_rows": file_rows, "file_mb": round(source.stat().st_size / 1e6, 1), "note": note,
-                "threads": thread_count, "sha256": sha256_of(train.texts), "test_rows": len(test.texts),
-            },
-            "fits": fits,
-        }  # fmt: skip
-    return publish(out, "large_fit", content, to_markdown)
+        cells = opened(out / "large_fit.json", {
+            "file_rows": file_rows, "file_mb": round(source.stat().st_size / 1e6, 1), "note": note,
+            "threads": thread_count, "sha256": sha256_of(train.texts), "test_rows": len(test.texts),
+        })  # fmt: skip
+        for recipe in recipes:
+            for count in dict.fromkeys((min(FEW_ROWS, rows), rows)):
+                if (key := f"{recipe}|{count}") not in cells:
+                    found = fitted(source, held, Path(folder) / "model", recipe, count)
+                    cells.put(key, {"recipe": recipe, "rows": count, **found})
+    return write_page(cells.path, to_markdown(cells.content))
 
 
 def repeated(train: DataSet, rows: int) -> Iterator[dict[str, list[Any]]]:
@@ -107,7 +105,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
             f"`{fit['recipe']}`", f"{fit['rows']:,}", f"{fit['seconds']:,.0f}", f"{fit['peak_gb']:.2f}",
             "within" if fit["peak_gb"] <= MOST_GB else "**above**", f"{100 * fit['accuracy']:.1f}%",
         ]
-        for fit in content["fits"]
+        for fit in content["cells"].values()
     ]  # fmt: skip
     heads = ["recipe", "rows", "seconds", "peak memory, GB", "8 GiB", "accuracy"]
     parts = [

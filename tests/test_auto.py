@@ -10,10 +10,11 @@ import pytest
 from tiny import build
 
 from sonde.classifier import TextClassifier
-from sonde.learn import auto, learning
+from sonde.learn import auto, learning, lexical
 from sonde.learn.attribution import attributor
 from sonde.learn.blend import Blend
 from sonde.learn.problem import Outcome, Problem
+from sonde.learn.recipes import find
 from sonde.learn.splitting import make_folds
 from sonde.learn.targets import encode
 from sonde.read import extract
@@ -95,6 +96,25 @@ def test_other_sites_and_poolings_take_the_place_of_means(
 ) -> None:
     found = read_by_parts(problem(1400, names), names)
     assert (found["last"], found["network"]) == (last, network)
+
+
+def test_what_reads_no_blocks_is_trained_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, order = problem(240, LAYERS[:2]), []
+    whole = lexical.fit
+
+    def fit(one: Problem, **settings: Any) -> Outcome:
+        order.append(("lexical", len(one.blocks)))
+        return whole(one, **settings)
+
+    monkeypatch.setattr(lexical, "fit", fit)
+    early = learning.early(find("auto"), replace(given, blocks={}))
+    outcome = auto.fit(given, LAYERS[:2], early=early)
+    assert order == [("lexical", 0)]
+    assert outcome.summary["weights"] == auto.fit(given, LAYERS[:2]).summary["weights"] and len(order) == 2
+    texts, labels = [f"text {i} {'no' if i % 2 else 'yes'}" for i in range(60)], ["n", "y"] * 30
+    TextClassifier("auto", str(build("bert")), cache=None).fit(texts, labels)
+    assert len(order) == 3
+    assert learning.early(find("linear"), given) == {}
 
 
 def test_a_fit_reads_what_its_parts_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,17 @@ def test_a_large_set_searches_on_a_sample_and_trains_on_all(monkeypatch):
     assert np.mean(fitted.held_out[seen].argmax(axis=1) == problem.targets.ids[seen]) > 0.8
 
 
+def test_many_rows_have_fewer_epochs(monkeypatch):
+    """As many steps as 100,000 rows have; the paper's setting, and few rows, have all their epochs."""
+    monkeypatch.setattr(mlp, "MOST_STEPS", 7 * 20)
+    problem = a_problem(*clusters())
+    patient = dataclasses.replace(QUICK, epochs=25, patience=1000)
+    summary = mlp.fit(problem, DEEP, SENTENCES, 13, setting=patient).summary
+    assert len(summary["history"]["train"]) in (6, 7) and summary["epochs"] <= 7
+    fixed = dataclasses.replace(QUICK, epochs=25, patience=None)
+    assert len(mlp.fit(problem, DEEP, SENTENCES, 13, setting=fixed).summary["history"]["train"]) == 25
+
+
 def test_training_stops_early_and_refits_for_the_best_number_of_epochs():
     noisy = clusters(spread=6.0)  # little to learn, much to learn by heart
     setting = dataclasses.replace(QUICK, epochs=80, patience=3, averaging=0.0, dropout=0.0)

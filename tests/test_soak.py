@@ -95,8 +95,8 @@ def test_a_large_fit_is_watched_and_judged(tmp_path: Path) -> None:
     written = script_of.run(data=tmp_path, out=tmp_path / "out", file_rows=500, rows=120, recipes=("lexical",))
     content = json.loads(written[0].read_text())
     assert written[1].read_text() == script_of.to_markdown(content)
-    [fit] = content["fits"]
+    [fit] = content["cells"].values()
     assert fit["rows"] == 120 and fit["accuracy"] > 0.6 and 0.02 < fit["peak_gb"] < 5
     assert "within" in written[1].read_text()
-    content["fits"][0]["peak_gb"] = 9.0
+    fit["peak_gb"] = 9.0
     assert "**above**" in script_of.to_markdown(content)

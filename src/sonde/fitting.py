@@ -77,8 +77,9 @@ def fit(
     blocks = list(dict.fromkeys(block for group in found for block in group if block.name in wanted))
     run = _Reading(problem, sources, store)
     if not learning.selects(recipe):
+        early = learning.early(recipe, problem)
         window = run.read(blocks)
-        outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper)
+        outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper, early)
         return Fit(outcome, window, run.seconds)
     limit = problem.rows if paper else sparsity.sample_rows  # the paper knows no sample
     rows = draw(problem.targets, problem.folds, limit, problem.seed)

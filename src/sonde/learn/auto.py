@@ -2,6 +2,7 @@
 
     fit         a problem and the blocks of all hidden layers -> fitted blend
     reads       the blocks of which they read something
+    early       those that read none, trained
     learners    what is trained
     usual       the parts that are worth their time
     PARTS       name of a part -> what it reads of the blocks of one backbone, and how it is trained
@@ -19,7 +20,7 @@ how much each part counts.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -45,7 +46,13 @@ HELD_ROWS = 2000
 FEWEST_FOR_NETWORK = 1000
 
 
-def fit(problem: Problem, names: Sequence[str], *, parts: Sequence[str] | None = None) -> Outcome:
+def fit(
+    problem: Problem,
+    names: Sequence[str],
+    *,
+    parts: Sequence[str] | None = None,
+    early: Mapping[str, Outcome] | None = None,
+) -> Outcome:
     """Train all parts and blend them.
 
     Parameters
@@ -55,8 +62,21 @@ def fit(problem: Problem, names: Sequence[str], *, parts: Sequence[str] | None =
         Blocks of hidden layers, mean and max, of one backbone or several.
     parts : sequence of str, optional
         Keys of `PARTS` to train for each backbone, beside `lexical`; by default those of `usual`.
+    early : mapping of str to Outcome, optional
+        Parts that are trained already, on the same problem.
     """
-    return blend.fit(problem, learners(problem, names, parts))
+    found = dict(learners(problem, names, parts))
+    found |= {name: partial(_done, outcome) for name, outcome in (early or {}).items()}
+    return blend.fit(problem, list(found.items()))
+
+
+def early(problem: Problem) -> dict[str, Outcome]:
+    """The parts that read no blocks; the problem needs none."""
+    return {"lexical": lexical.fit(problem)}
+
+
+def _done(outcome: Outcome, _: Problem) -> Outcome:
+    return outcome
 
 
 def reads(problem: Problem, names: Sequence[str], parts: Sequence[str] | None = None) -> list[str]:

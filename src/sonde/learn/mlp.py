@@ -18,12 +18,15 @@ from sonde.learn.fusion import Roles, assign, row_of
 from sonde.learn.head import DEFAULT, PAPER, FusionHead, FusionNetwork, Setting, predict
 from sonde.learn.problem import Outcome, Problem
 from sonde.learn.splitting import Folds
-from sonde.learn.training import Data, Loss, Run, cross_entropy, train
+from sonde.learn.training import Data, Loss, Run, batch_rows, cross_entropy, train
 
 __all__ = ["FusionHead", "fit"]
 
 UNWATCHED_EPOCHS = 20  # where nothing can be held out: about what validation chooses on R8, R52, AG News and SST-2
 SEARCH_ROWS = 8192  # the order of learning rates shows on as many; a search then costs the same for any data set
+# Where rows are many an epoch is long, and the loss on held-out rows is flat long before 100 of them: up to 100,000
+# rows have them all, 500,000 have 20.
+MOST_STEPS = 10_000
 SEARCH_EPOCHS = 15  # on those rows the moving average has passed its steep part by then
 
 
@@ -139,12 +142,19 @@ class _Task:
 
     def run(self, rows: Tensor, rate: float, epochs: int | None = None, watch: Tensor | None = None) -> Run:
         """Train a new network; the same seed gives the same network, and nobody else's randomness changes."""
-        setting = replace(self.setting, epochs=epochs or self.setting.epochs)
+        setting = replace(self.setting, epochs=epochs or self._epochs(len(rows)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = FusionNetwork(*self.shape, setting)
             network.measure(self.data.blocks, self.data.weights, rows)
             return train(network, self.data, rows, setting, rate, watch, self.loss)
+
+    def _epochs(self, rows: int) -> int:
+        """All that the setting has, or as many as take `MOST_STEPS` where it may stop before."""
+        if self.setting.patience is None:  # the paper's
+            return self.setting.epochs
+        steps = math.ceil(rows / (self.setting.batch or batch_rows(rows)))
+        return min(self.setting.epochs, max(1, MOST_STEPS // max(steps, 1)))
 
     def choose(self, plan: _Plan) -> tuple[list[Run], Run]:
         """All learning rates on at most `SEARCH_ROWS` rows, and the run of the best one on all."""
