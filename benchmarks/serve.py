@@ -231,8 +231,8 @@ def _batches(batches: Mapping[str, Any], offline: Mapping[str, Any], cores: int)
     return (
         f"With {BATCH_TEXTS} texts a request on {BATCH_CONNECTIONS} connections: {batches['texts_a_second']:g} texts a "
         f"second, **{share:.0%} of offline** (wanted: {WANTED_SHARE:.0%}); {alone:.0%} with the client's processor "
-        f"time ({batches['client_cpu_seconds']:g} s of {batches['seconds']:g} s on {cores} cores) taken off. The service "
-        f"spends {batches['service_cpu_ms_a_text']:g} ms of processor time a text."
+        f"time ({batches['client_cpu_seconds']:g} s of {batches['seconds']:g} s on {cores} cores) taken off. The "
+        f"service spends {batches['service_cpu_ms_a_text']:g} ms of processor time a text."
     )
 
 
