@@ -33,7 +33,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 CALL_TOKENS = {"cpu": 6144, "mps": 16384, "cuda": 65536}
 """By device type: what fills an accelerator; on a CPU half a second's work of a small encoder in float32, a quarter of
 that in bfloat16, because that is how long who comes next must wait while so much waits. Calls of 2,048 tokens read a
-tenth fewer texts a second; of 12,288 no more, and answers came too late under too much load."""
+tenth fewer texts a second, of 12,288 no more."""
 
 CALL_TOKENS_OF_TEXT = 65536
 """The same for models that read no backbone, which are many times faster."""
