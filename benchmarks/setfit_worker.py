@@ -1,47 +1,51 @@
 """SetFit trains and predicts, in the environment that `setfit_comparison` made; reads and writes JSON, no pickle.
 
-    python setfit_worker.py TASK.json ANSWER.json
+    python setfit_worker.py FOLDER
 
-It imports nothing of sonde, which that environment need not have.
+A line on standard input is a task, a line on standard output its answer; the model stays in memory. The first task
+trains, those after it predict. It imports nothing of sonde, which that environment need not have.
 """
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 
-def work(task: dict[str, Any]) -> dict[str, Any]:
-    """Train on `texts` and `labels`, predict `asked`; labels come back as they were given."""
+def trained(task: dict[str, Any], folder: str) -> Any:
+    """A model of `texts` and `labels`; these are 0, 1, ..., each of them there."""
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
 
-    classes = sorted(set(task["labels"]))
-    started = time.perf_counter()
     model = SetFitModel.from_pretrained(task["backbone"], local_files_only=True)
-    rows = Dataset.from_dict({"text": task["texts"], "label": [classes.index(label) for label in task["labels"]]})
+    rows = Dataset.from_dict({"text": task["texts"], "label": task["labels"]})
     settings = TrainingArguments(
-        output_dir=task["folder"], seed=task["seed"], num_epochs=1, max_steps=task["max_steps"],
+        output_dir=folder, seed=task["seed"], num_epochs=1, max_steps=task["max_steps"],
         batch_size=16, save_strategy="no", report_to="none", show_progress_bar=False,
     )  # fmt: skip
     Trainer(model=model, args=settings, train_dataset=rows).train()
-    trained = time.perf_counter()
-    probabilities = model.predict_proba(task["asked"], as_numpy=True)  # row class
-    done = time.perf_counter()
-    return {
-        "classes": classes,
-        "probabilities": probabilities.astype(float).tolist(),
-        "seconds": {"training": trained - started, "inference": done - trained},
-        "versions": {name: version(name) for name in ("setfit", "sentence-transformers", "transformers", "torch")},
-    }
+    return model
 
 
 def main() -> None:
-    """Read the task, write the answer."""
-    task, answer = (Path(argument) for argument in sys.argv[1:3])
-    answer.write_text(json.dumps(work(json.loads(task.read_text(encoding="utf-8")))), encoding="utf-8")
+    """Answer until the other side closes."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    model = None
+    for line in sys.stdin:
+        task, began = json.loads(line), (time.perf_counter(), time.process_time())
+        answer: dict[str, Any] = {}
+        if model is None:
+            model = trained(task, sys.argv[1])
+            names = ("setfit", "sentence-transformers", "transformers", "torch")
+            answer["versions"] = {name: version(name) for name in names}
+        else:
+            answer["probabilities"] = model.predict_proba(task["asked"], as_numpy=True).tolist()  # row class
+        answer["seconds"], answer["cpu_seconds"] = time.perf_counter() - began[0], time.process_time() - began[1]
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
+from loopback import Loopback, Reply
 from samples import worded
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -61,7 +63,8 @@ def test_every_cell_is_measured_once_on_so_many_rows(
     assert cells["r8|8|no"]["failed"] == "It cannot be done."
     assert "`no` on R8, 8 rows a class: It cannot be done." in page and "] (60) |" in page
     monkeypatch.setattr(comparison, "fit_and_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
-    assert comparison.run(**settings)[1].read_text() == page
+    without = [name for name in found if name != "no"]  # what was refused is tried again
+    assert comparison.run(**settings, recipes=without)[1].read_text() == page
     with pytest.raises(ArgumentError, match="candidate"):
         comparison.run(**settings, recipes=["lorax"])
 
@@ -72,7 +75,8 @@ def cell(right: int, **more: Any) -> dict[str, Any]:
     return {
         "accuracy": share, "low": share - 0.1, "high": share + 0.1, "macro_f1": share, "ece": 0.02, "n": 100,
         "correct": pack(np.arange(100) < right), "train_rows": 500, "texts_per_second": 70.0, "bytes": 2_000_000,
-        "texts_per_cpu_second": 50.0, "fit_cpu_seconds": 3.0, "cost": {"stages": {"training": stage}}, **more,
+        "texts_per_cpu_second": 50.0, "fit_cpu_seconds": 3.0, "processor": "P",
+        "cost": {"stages": {"training": stage}}, **more,
     }  # fmt: skip
 
 
@@ -93,4 +97,39 @@ def test_lines_hold_figures_and_costs() -> None:
     shown = page({"r8|all|auto": cell(80), "sst2|all|auto": cell(70), "r8|all|svm": cell(60, ece=None, bytes=None)})
     assert "| `auto` | .700 [.600, .800] | .800 [.700, .900] | .750 |" in shown
     assert "| `svm` |  | .600 [.500, .700] |  |" in shown, "no mean where a set is missing"
-    assert "| `auto` | 3.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` | 3.0 | 50 |  | ~1 |" in shown
+    assert "| `auto` | 3.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` (1) | 3.0 | 50 |  | ~1 |" in shown
+
+
+def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(prompt: str, _: int) -> Reply:
+        return Reply("" if "cold" in prompt.rpartition("Text")[2] else "rail")
+
+    monkeypatch.setattr(comparison, "BACKBONE", str(tiny.build("bert")))
+    monkeypatch.setattr(comparison, "TEST_ROWS", 20)
+    out, asked = tmp_path / "docs" / "results", {"data": data, "models": None, "only": None, "cache": None}
+    with Loopback(first) as server:
+        figures, page = comparison.run(
+            **{**asked, "only": ["r8"]}, out=out, rows=40, recipes=["io", "carp"], prompt_url=server.url
+        )
+    assert page == out.parent / "comparison.md" and figures == out / "comparison.json"
+    cells = json.loads(figures.read_text())["cells"]
+    assert cells.keys() == {f"r8|{shots}|{line}" for shots in (8, 32, 128, "all") for line in ("io", "carp")}
+    for cell in cells.values():
+        assert cell["n"] == 20 and 0 <= cell["failure_rate"] < 1 and cell["texts_per_second"] < 10_000
+        assert cell["prompted"] == server.url
+    said = page.read_text()
+    assert "exercise of the machinery" in said and "names no label" in said and "| `carp` |" in said
+    with pytest.raises(ArgumentError, match="candidate"):
+        comparison.run(**asked, out=out, rows=40, recipes=["io"])
+
+
+def test_what_was_asked_of_fewer_rows_is_judged_by_no_test() -> None:
+    lost = page({"r8|all|auto": cell(60), "r8|all|io": cell(99, n=90, failure_rate=0.125, prompted="some model")})
+    assert "Nothing here is better" in lost and "`io` and `carp` ask some model" in lost
+    assert "| `io` | .125 | .125 |" in lost
+
+
+def test_cells_of_two_processors_and_of_fewer_sets_are_told() -> None:
+    cells = {"r8|8|auto": cell(80), "r52|8|auto": cell(70, processor="Q"), "r8|8|svm": cell(60)}
+    shown = page(cells)
+    assert "Measured on P or Q" in shown and "| `svm` (1) | 3.0 |" in shown

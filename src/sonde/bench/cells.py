@@ -74,9 +74,9 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, file, indent=1)
 
 
-def write_page(path: Path, page: str) -> list[Path]:
-    """Write the Markdown beside the JSON file `path`; both paths."""
-    beside = path.with_suffix(".md")
+def write_page(path: Path, page: str, folder: Path | None = None) -> list[Path]:
+    """Write the Markdown beside the JSON file `path`, or into a folder; both paths."""
+    beside = (folder or path.parent) / f"{path.stem}.md"
     beside.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(beside) as file:
         file.write(page)

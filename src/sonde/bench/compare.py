@@ -178,11 +178,16 @@ def fit_and_measure(candidate: Candidate, train: Rows, test: Rows, setting: Sett
         watch = machine.Stopwatch()
         with meter.stage("training"):
             classifier.fit(train.texts, train.labels)
-        fit_cpu_seconds = watch.read()["cpu_seconds"]
+        fit_cpu_seconds = watch.read()["cpu_seconds"] + _cpu_elsewhere(classifier)
         found = measure(classifier, test, meter)
     except SondeError as error:
         return {"title": candidate.title, "failed": str(error)}
     return {"title": candidate.title, **found, "fit_cpu_seconds": fit_cpu_seconds, "cost": meter.cost().to_dict()}
+
+
+def _cpu_elsewhere(classifier: Any) -> float:
+    """Seconds of the processor that another process has worked for it so far."""
+    return float(getattr(classifier, "worker_cpu_seconds_", 0.0))
 
 
 def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
@@ -198,8 +203,10 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
     multilabel = bool(getattr(classifier, "multilabel_", False))
     targets = encode_against(test.labels, classifier.classes_, multilabel)
     truth = targets.indicator
+    watch = machine.Stopwatch()
     with meter.stage("inference_on_all_rows"):
         decided, probabilities = _answers(classifier, test.texts, multilabel)
+    took = watch.read()
     right = metrics.is_right(truth, decided, targets.strange)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     calibration = (
@@ -213,9 +220,16 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
         "macro_f1": metrics.macro_f1(truth, decided),
         "correct": pack(right),
         **calibration,
-        **_rates(classifier, test.texts, meter),
+        **_asked(classifier),
+        # What a language model has answered is kept: asked again, it would take no time.
+        **(_rate(len(right), took) if _asked(classifier) else _rates(classifier, test.texts, meter)),
         "bytes": _bytes(classifier),
     }
+
+
+def _asked(classifier: Any) -> dict[str, float]:
+    """The share of texts without an answer that names a label, of what asks a language model."""
+    return {"failure_rate": classifier.failure_rate_} if hasattr(classifier, "failure_rate_") else {}
 
 
 def _calibration(truth: np.ndarray, probabilities: np.ndarray, multilabel: bool) -> dict[str, float]:
@@ -242,17 +256,22 @@ def _rates(classifier: Any, texts: list[str], meter: Meter) -> dict[str, float]:
     try:
         for part, name, _ in stores:
             part.set_params(**{name: None})
-        watch = machine.Stopwatch()
+        watch, before = machine.Stopwatch(), _cpu_elsewhere(classifier)
         with meter.stage("inference"):
             classifier.predict(some)
         took = watch.read()
+        took["cpu_seconds"] += _cpu_elsewhere(classifier) - before
+        return _rate(len(some), took)
     finally:
         for part, name, value in stores:
             part.set_params(**{name: value})
+
+
+def _rate(texts: int, took: Mapping[str, float]) -> dict[str, float]:
     least = 1e-3  # what a stopwatch shows
     return {
-        "texts_per_second": len(some) / max(took["seconds"], least),
-        "texts_per_cpu_second": len(some) / max(took["cpu_seconds"], least),
+        "texts_per_second": texts / max(took["seconds"], least),
+        "texts_per_cpu_second": texts / max(took["cpu_seconds"], least),
     }
 
 

@@ -1,23 +1,25 @@
 """Everything on the same backbone and the same rows: five data sets, few labels and all.
 
-run           fit and measure every cell; write comparison.{json,md}
+run           fit and measure every cell; write comparison.json and its page
 to_markdown   the page, from the JSON alone
 
-A cell is what `sonde compare` measures for one candidate. Where sonde's default loses, the page says so first.
+A cell is what `sonde compare` measures for one candidate. Where sonde's default loses, the page says so first. IO and
+CARP ask a language model of their own, on few rows: they show what prompting takes, not how good it can be.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.candidates import CANDIDATES, Setting
-from sonde.bench.cells import Cells, table, write_page
+from sonde.bench.candidates import CANDIDATES, Candidate, Setting
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.compare import CHANCE, METRICS, Rows, bits, figure, fit_and_measure
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.few import draw
+from sonde.bench.prompted import TEST_ROWS, TRAIN_ROWS, Prompt, numbered_names
 from sonde.errors import choose
 from sonde.learn import metrics
 from sonde.plan import BUNDLE
@@ -30,8 +32,11 @@ DEFAULT = "auto"
 SHOTS = (8, 32, 128, None)
 """Training rows of each class (all, where it has fewer); None = all rows."""
 
-MOST_ROWS = {"finetune": 4000, "lora": 4000}
+MOST_ROWS = {"finetune": 4000, "lora": 4000, "setfit": 4000}
 """Candidates that would take over half an hour on two cores with all rows: a seeded sample, whose size is shown."""
+
+PROMPTED = {"io": "a language model is asked", "carp": "a language model is asked for clues and reasons"}
+"""Candidates that need a language model; TRAIN_ROWS and TEST_ROWS at most."""
 
 
 def run(
@@ -43,33 +48,64 @@ def run(
     only: list[str] | None,
     cache: Any,
     recipes: Sequence[str] | None = None,
+    prompt_model: str | None = None,
+    prompt_url: str | None = None,
+    more: Mapping[str, Candidate] | None = None,
 ) -> list[Path]:
     """Fill every cell and write the page.
 
     Parameters
     ----------
     data, out, only, cache : as in `bench.tables.run`; `models` is not needed
+        In a folder named `results`, the page stands one folder above: `docs/comparison.md`.
     rows : int or None
         At most this many rows of each split, for a trial.
     recipes : sequence of str or None
         Names of candidates; by default all. Cells of others stay in the table.
+    prompt_model, prompt_url : str or None
+        A causal language model for IO and CARP, or an OpenAI-compatible endpoint (and what it calls the model).
+    more : mapping of str to Candidate, optional
+        Further candidates.
+
+    Raises
+    ------
+    ArgumentError
+        If a candidate is unknown, or the folder holds cells of another setting.
     """
-    names = [choose("The candidate", name, CANDIDATES) for name in recipes or CANDIDATES]
     setting = Setting((BACKBONE,), cache)
-    cells = Cells(Path(out) / "comparison.json", {"backbone": BACKBONE, "seed": setting.seed, "limit": rows})
+    prompt = Prompt(prompt_model, prompt_url, BACKBONE, cache) if prompt_model or prompt_url else None
+    pool = {**CANDIDATES, **(more or {}), **(_asking(prompt, None) if prompt else {})}
+    names = [choose("The candidate", name, pool) for name in recipes or pool]
+    cells = opened(Path(out) / "comparison.json", {"backbone": BACKBONE, "seed": setting.seed, "limit": rows})
     sets = chosen(only)
     with track("comparison", len(sets) * len(names) * len(SHOTS), "cells") as advance:
         for shots in SHOTS:  # the cheap ones first
             for name in sets:
                 train, test = read_split(data, name, "train").take(rows), _test(data, name, rows)
+                if prompt:
+                    pool |= _asking(prompt, numbered_names(data, name, train))
                 for candidate in names:
                     key = f"{name}|{shots or 'all'}|{candidate}"
-                    if key not in cells:
-                        some = _some(train, shots, candidate, setting.seed)
-                        found = fit_and_measure(CANDIDATES[candidate], _rows(some), _rows(test), setting)
-                        cells.put(key, {**found, "train_rows": len(some.texts)})
+                    if cells.lacks(key):
+                        some, asked = _some(train, shots, candidate, setting.seed), test
+                        told: dict[str, Any] = {}
+                        if prompt and candidate in PROMPTED:
+                            some, asked, told = some.take(TRAIN_ROWS), test.take(TEST_ROWS), {"prompted": prompt.name}
+                        found = fit_and_measure(pool[candidate], _rows(some), _rows(asked), setting)
+                        processor = machine.describe()["processor"]
+                        cells.put(key, {**found, **told, "train_rows": len(some.texts), "processor": processor})
                     advance(1)
-    return write_page(cells.path, to_markdown(cells.content))
+    page = to_markdown(cells.content)
+    return write_page(cells.path, page, Path(out).parent if Path(out).name == "results" else None)
+
+
+def _asking(prompt: Prompt, names: list[str] | None) -> dict[str, Candidate]:
+    """IO and CARP, told what the labels mean."""
+
+    def asks(line: str) -> Callable[[Setting], Any]:
+        return lambda _: prompt.make(line, names)
+
+    return {line: Candidate(line, title, asks(line)) for line, title in PROMPTED.items()}
 
 
 def _test(data: Path, name: str, rows: int | None) -> DataSet:
@@ -100,6 +136,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         machine.sentence(content["machine"]),
         f"{limit}Backbone of all that read or tune one: {setting['backbone']}. One seed. Test rows: all (SST-2: of "
         "both test splits). A number in brackets: training rows, where they are fewer than there are.",
+        *_exercise(cells),
         "## Where the default loses",
         _losses(cells),
     ]
@@ -109,6 +146,17 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     if failed:
         parts += ["## Not possible", "\n".join(failed)]
     return "\n\n".join(parts) + "\n"
+
+
+def _exercise(cells: Mapping[str, Any]) -> list[str]:
+    """What IO and CARP were asked of."""
+    asked = sorted({cell["prompted"] for cell in cells.values() if "prompted" in cell})
+    if not asked:
+        return []
+    return [
+        f"`io` and `carp` ask {', '.join(asked)}, with at most {TRAIN_ROWS} training and {TEST_ROWS} test rows: an "
+        "exercise of the machinery, not evidence of what prompting a capable model reaches."
+    ]
 
 
 def _place(key: str) -> str:
@@ -138,7 +186,7 @@ def _losses(cells: Mapping[str, Any]) -> str:
 def _losses_with(done: Mapping[tuple[str, str], Mapping[str, Any]], shots: int | None) -> Iterator[str]:
     for (candidate, name), cell in done.items():
         own = done.get((DEFAULT, name))
-        if own is None or candidate == DEFAULT or cell["accuracy"] <= own["accuracy"]:
+        if own is None or candidate == DEFAULT or cell["accuracy"] <= own["accuracy"] or cell["n"] != own["n"]:
             continue
         p = metrics.mcnemar(bits(own), bits(cell))
         if p < CHANCE:
@@ -154,7 +202,8 @@ def _chapter(cells: Mapping[str, Any], shots: str) -> list[str]:
     if not done:
         return []
     names = [name for name in TITLES if any(name == own for _, own in done)]
-    candidates = list(dict.fromkeys(candidate for candidate, _ in done))
+    there = dict.fromkeys(candidate for candidate, _ in done)
+    candidates = [*(name for name in CANDIDATES if name in there), *(name for name in there if name not in CANDIDATES)]
     whole = {name: max(cell["train_rows"] for (_, own), cell in done.items() if own == name) for name in names}
     heads = ["candidate", *(TITLES[name] for name in names), "mean"]
     title = "## All rows" if shots == "all" else f"## {shots} rows a class"
@@ -165,8 +214,16 @@ def _chapter(cells: Mapping[str, Any], shots: str) -> list[str]:
             f"{shown[0].upper()}{shown[1:]}:",
             table(heads, [_values(done, one, names, metric) for one in candidates]),
         ]
+    if any("failure_rate" in cell for cell in done.values()):
+        asked = [one for one in candidates if any("failure_rate" in done.get((one, name), {}) for name in names)]
+        parts += [
+            "Share of texts whose answer names no label, which count as wrong:",
+            table(heads, [_values(done, one, names, "failure_rate") for one in asked]),
+        ]
+    where = " or ".join(sorted({cell["processor"] for cell in done.values()}))
     parts += [
-        "Cost, means over the sets; seconds of the processor, features of training texts taken from a store:",
+        "Cost, means over the sets (in brackets: over how many, if not all); seconds of the processor, features of "
+        f"training texts taken from a store. Measured on {where}:",
         table(COSTS, [_costs(done, one, names) for one in candidates]),
     ]
     return parts
@@ -209,8 +266,9 @@ def _costs(done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, na
     energies = [stage["energy"] for stage in training if stage["energy"]]
     sizes = [cell["bytes"] for cell in cells if cell["bytes"] is not None]
     estimated = "~" if any(energy["estimated"] for energy in energies) else ""
+    fewer = "" if len(cells) == len(names) else f" ({len(cells)})"
     return [
-        f"`{candidate}`",
+        f"`{candidate}`{fewer}",
         f"{np.mean([cell['fit_cpu_seconds'] for cell in cells]):,.1f}",
         f"{np.mean([cell['texts_per_cpu_second'] for cell in cells]):,.0f}",
         f"{np.mean(sizes) / 1e6:.1f}" if sizes else "",

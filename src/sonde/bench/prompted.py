@@ -1,6 +1,7 @@
 """IO and CARP beside LLMEmbed: few rows, to exercise the machinery and not as evidence.
 
-Prompt   a language model that is asked, and what its answers are worth
+Prompt            a language model that is asked, and what its answers are worth
+numbered_names    what labels that are numbers mean
 """
 
 import warnings
@@ -56,11 +57,13 @@ class Prompt:
     def measure(self, line: str, data: Path, name: str, train: DataSet, test: DataSet) -> dict[str, Any]:
         """Ask about a sample of the rows; what is refused is kept as `failed`, and tried again by the next run."""
         some, asked = train.take(TRAIN_ROWS), test.take(TEST_ROWS)
-        found = attempted(lambda: self._measure(self._make(line, _names(data, name, train)), some, asked))
+        names = numbered_names(data, name, train)
+        found = attempted(lambda: self._measure(self.make(line, names, self.answers), some, asked))
         return {"prompted": self.name, "train_rows": len(some.texts), "n": len(asked.texts), **found}
 
-    def _make(self, line: str, names: list[str] | None) -> Prompting:
-        settings: dict[str, Any] = {"label_names": names, "answers": self.answers}
+    def make(self, line: str, names: list[str] | None, answers: Any = None) -> Prompting:
+        """The classifier of a line, "io" or "carp"; answers are kept as `answers` says, by default in memory."""
+        settings: dict[str, Any] = {"label_names": names, "answers": answers}
         if line == "io":
             return IOPrompt(self._generator, demonstrations=DEMONSTRATIONS, **settings)
         retriever = ActivationFeatures("sentence", backbones=(self._retriever,), cache=self._cache)
@@ -90,7 +93,7 @@ class Prompt:
         }
 
 
-def _names(data: Path, name: str, train: DataSet) -> list[str] | None:
+def numbered_names(data: Path, name: str, train: DataSet) -> list[str] | None:
     """Names of labels that are numbers; None where labels are names already."""
     numbers = all(label.isdecimal() for label in train.labels.tolist())
     return label_names(data, name) if numbers else None

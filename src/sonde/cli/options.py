@@ -42,7 +42,7 @@ MODEL_HELP = "A saved model: a folder, or its id on the model hub."
 SERVED_HELP = "Folders of saved models, or NAME=FOLDER; the first is asked by default."
 CHECK_HELP = "Compare file and model on the first 2,000 texts of this file, instead of on a few sentences."
 TOKEN_HELP = "Ask for `Authorization: Bearer TOKEN`; better given as SONDE_TOKEN."
-PROMPT_HELP = "`llmembed`: asked by IO and CARP; with --prompt-url, its name there."
+PROMPT_HELP = "`llmembed`, `comparison`: asked by IO and CARP; with --prompt-url, its name there."
 CHECKPOINTS_HELP = "`stc`: folder of fine-tuned checkpoints, one sub-folder a set (sst2, imdb, ...)."
 MODELS_HELP = "Folder of reviews-llama-8m and stories260K-llama; by default `models` beside --data."
 

@@ -95,7 +95,7 @@ def bench(
     bert: Annotated[str | None, typer.Option("--bert", help="`llmembed`: in the role of BERT-large.")] = None,
     roberta: Annotated[str | None, typer.Option("--roberta", help="`llmembed`: in the role of RoBERTa-large.")] = None,
     prompt_model: Annotated[str | None, typer.Option("--prompt-model", help=PROMPT_HELP)] = None,
-    prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="`llmembed`: or this endpoint.")] = None,
+    prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="The same: or this endpoint.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
     backbone: Annotated[str | None, typer.Option("--backbone", help="`stc`: the pretrained checkpoint.")] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help=CHECKPOINTS_HELP)] = None,
