@@ -89,8 +89,51 @@ def test_many_shards_are_one_column(tmp_path):
     for own, sign in ((column, 1), (twin, -1), (Store(tmp_path).column(ABOUT), 1)):
         assert own.find(hash_texts(shuffled)).all()
         assert torch.equal(own.read(hash_texts(shuffled)), sign * values_of(shuffled))
-    assert len(column.shards) <= 32
+    assert len(column.shards) <= 8
     assert column.shards[0] is twin.shards[0], "columns with equal rows share one index in memory"
+
+
+def test_a_store_that_is_opened_for_every_part_of_a_file_reads_each_shard_a_few_times(tmp_path, monkeypatch):
+    from sonde.read import store
+
+    read = []
+    monkeypatch.setattr(store, "read_hashes", lambda path: read.append(path) or shards.read_hashes(path))
+    texts = made_texts(160, 7)
+    for start in range(0, 160, 4):
+        some = texts[start : start + 4]
+        column = open_store(tmp_path).column(ABOUT)
+        assert not column.find(hash_texts(some)).any() and column.absent(hash_texts(some)).all()
+        assert column.find(hash_texts(texts[:start])).all() and len(column.shards) <= 8
+        column.append(hash_texts(some), values_of(some))
+    assert len(read) <= 80, "40 shards: each when it is written, and when the next part looks"
+    assert torch.equal(open_store(tmp_path).column(ABOUT).read(hash_texts(texts)), values_of(texts))
+
+
+def test_a_store_that_is_opened_again_sees_what_others_dropped_damaged_and_wrote(tmp_path):
+    texts = made_texts(24, 8)
+    names = []
+    for start in range(0, 24, 4):
+        keys = hash_texts(texts[start : start + 4])
+        open_store(tmp_path).column(ABOUT).append(keys, values_of(texts[start : start + 4]))
+        names.append(next(path for path in tmp_path.rglob("*.safetensors") if path not in names))
+    open_store(tmp_path).column(ABOUT)  # all are known now
+    kept = names[1].read_bytes()
+    names[0].unlink()
+    names[1].write_bytes(kept[:-3])
+    with pytest.warns(SondeWarning, match="is damaged"):
+        column = open_store(tmp_path).column(ABOUT)
+    present = [False] * 8 + [True] * 16
+    assert column.find(hash_texts(texts)).tolist() == present == (~column.absent(hash_texts(texts))).tolist()
+    (described,) = open_store(tmp_path).describe()
+    assert described["rows"] == 16 and described["shards"] == 4
+    names[1].write_bytes(kept)  # another process wrote it again
+    column = open_store(tmp_path).column(ABOUT)
+    column.append(hash_texts(texts[:4]), values_of(texts[:4]))
+    assert column.find(hash_texts(texts)).all() and not column.absent(hash_texts(texts)).any()
+    assert torch.equal(column.read(hash_texts(texts)), values_of(texts))
+    for name in names:
+        name.unlink()
+    assert not open_store(tmp_path).column(ABOUT).find(hash_texts(texts)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])

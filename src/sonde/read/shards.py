@@ -6,6 +6,7 @@ write_file    bytes -> a small file beside the shards
 read_hashes   the keys of a file, or None with a warning if it is damaged
 read_values   the values of a file
 opens         whether a file is whole, by its header
+state_of      what changes whenever a file does
 is_finite     whether values are without NaN and infinity
 is_intact     whether a file holds what was written, by its checksum
 set_aside     drop a damaged file with a warning
@@ -149,12 +150,6 @@ def is_intact(path: Path, dtype: str | None = None, width: int | None = None) ->
     return True
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file does: the time of its last change too, which nobody can set."""
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
 def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
     try:
         with _opened(path) as shard:
@@ -170,6 +165,22 @@ def _matches(path: Path, dtype: str | None, width: int | None) -> bool:
 def is_finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite: a finite sum has finite terms, and costs a quarter of looking at each."""
     return not values.is_floating_point() or bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file does: the time of its last change too, which nobody can set. None: it is not there.
+
+    The time of its last use, which `is_intact` sets, is a change too.
+    """
+    try:
+        return _state(path)
+    except FileNotFoundError:
+        return None
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sonde.read.blocks import Block, Source
 from sonde.read.extract import estimate, outstanding
 from sonde.read.pooling import POOLINGS
 from sonde.read.sites import DECODER, MAIN, expand
-from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root
+from sonde.read.store import DEFAULT_LIMIT_BYTES, Store, default_root, opened
 from sonde.read.view import DEFAULT_MAX_TOKENS, LONG_TEXT, View
 
 Cache = str | Path | bool | None
@@ -82,10 +82,10 @@ def open_store(cache: Cache) -> Store | None:
     if cache is None or cache is False:
         return None
     if cache == "auto" or cache is True:
-        return Store(default_root(), DEFAULT_LIMIT_BYTES)
+        return opened(default_root(), DEFAULT_LIMIT_BYTES)
     if not isinstance(cache, str | Path):
         raise ArgumentError(f"cache is {cache!r}; give 'auto', the path of a folder, or False for no store.")
-    return Store(cache)
+    return opened(cache)
 
 
 def expand_blocks(index: int, source: Source, site: str, pooling: str) -> list[Block]:

@@ -1,6 +1,7 @@
 """The activation store: what was read once is not read again.
 
 Store          a folder of blocks, each a folder of shards, addressed by text hash
+opened         a store, with what this process has learnt of it
 Column         one block of the store: look rows up, append rows
 hash_texts     texts -> 16-byte keys; the store never holds a text
 block_bytes    size of a new block
@@ -45,6 +46,7 @@ from sonde.read.shards import (
     read_hashes,
     read_values,
     shard_name,
+    state_of,
     write_file,
     write_shard,
 )
@@ -64,9 +66,6 @@ SPARE_BYTES = 256 * 2**20
 
 RECOUNT_SECONDS = 60.0
 """What other processes write is seen that late: counting 10,000 files takes a tenth of a second."""
-
-FEW_INDEXES = 32
-"""So many are searched one by one before they are merged: few enough to search, many enough to merge rarely."""
 
 
 def default_root() -> Path:
@@ -103,8 +102,35 @@ def _index(folder: Path, names: Sequence[str]) -> _Index:
     keys = np.concatenate([np.empty(0, dtype=f"S{HASH_BYTES}"), *parts])
     shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
     row = np.concatenate([np.empty(0, dtype=np.int32), *(np.arange(len(p), dtype=np.int32) for p in parts)])
+    return _sorted(keys, shard, row, tuple(found))
+
+
+def _sorted(keys: np.ndarray, shard: np.ndarray, row: np.ndarray, names: tuple[str, ...]) -> _Index:
     order = np.argsort(keys, kind="stable")
-    return _Index(keys[order], shard[order], row[order], tuple(found))
+    return _Index(keys[order], shard[order], row[order], names)
+
+
+def _joined(one: _Index, other: _Index) -> _Index:
+    keys, row = np.concatenate([one.keys, other.keys]), np.concatenate([one.row, other.row])
+    shard = np.concatenate([one.shard, other.shard + np.int32(len(one.names))])
+    return _sorted(keys, shard, row, one.names + other.names)
+
+
+Merged = MutableMapping[tuple[str, ...], _Index]
+"""Indexes by the names of their shards: equal names hold equal rows, whatever the block."""
+
+
+def _added(indexes: Sequence[_Index], new: _Index, merged: Merged) -> list[_Index]:
+    """The same and one more. An index is joined with one less than twice as large, so that there are few to search and
+    each row is sorted as often as rows double.
+    """
+    found = [*indexes, new]
+    while len(found) > 1 and len(found[-2].keys) < 2 * len(found[-1].keys):
+        names = found[-2].names + found[-1].names
+        if (joined := merged.get(names)) is None:
+            merged[names] = joined = _joined(found[-2], found[-1])
+        found[-2:] = [joined]
+    return found
 
 
 @dataclass
@@ -116,9 +142,9 @@ class Column:
     about: dict[str, Any]
     """What the values are: backbone, fingerprint, view, site, pooling, dtype."""
     shards: list[_Index] = field(default_factory=list)
-    """One merged index of what was found on disk, then one for each shard appended since."""
-    merged: MutableMapping[tuple[str, ...], _Index] = field(default_factory=dict)
-    """Indexes by the names of their shards, shared by the columns of a store: equal names hold equal rows."""
+    """What was found on disk and appended since; a shard may stand in two of them."""
+    merged: Merged = field(default_factory=dict)
+    """Shared by the columns of a store."""
     used: set[str] = field(default_factory=set)
     """Shards that this run has found rows in, or written."""
     lost: set[str] = field(default_factory=set)
@@ -179,16 +205,15 @@ class Column:
             self._write(name, keys, values)  # another process dropped the block meanwhile, to make room
         self.used.add(name)
         self.lost.discard(name)
-        self.shards.append(self._indexed((name,)))
-        if len(self.shards) > FEW_INDEXES:
-            names = dict.fromkeys(n for index in self.shards for n in index.names if n not in self.lost)
-            self.shards = [self._indexed(tuple(names))]
+        if not any(name in index.names for index in self.shards):
+            self.shards = _added(self.shards, _known(self.folder, (name,), self.merged), self.merged)
 
     def absent(self, keys: np.ndarray) -> np.ndarray:
         """Which keys are absent, (row,) bool, without looking at their values."""
         absent = np.ones(len(keys), dtype=bool)
         for index in self.shards:
-            absent &= index.find(keys) < 0
+            at, lost = index.find(keys), _places(index, self.lost)
+            absent &= (at < 0) | np.isin(index.shard[at], lost) if lost else at < 0
         return absent
 
     def bytes(self) -> int:
@@ -200,12 +225,6 @@ class Column:
             _make(self.folder)
             write_file(self.folder / "block.json", record_of(self.about))
         write_shard(self.folder / name, keys, values)
-
-    def _indexed(self, names: tuple[str, ...]) -> _Index:
-        if names not in self.merged:
-            self.merged[names] = index = _index(self.folder, names)
-            return index
-        return self.merged[names]
 
     def _holds(self, name: str) -> bool:
         if name in self.used or name in self.lost:
@@ -243,8 +262,9 @@ class Store:
     def __init__(self, root: Path | str, limit_bytes: int | None = None) -> None:
         self.root = Path(root).expanduser()
         self.limit_bytes = limit_bytes
-        self._indexes: dict[tuple[str, ...], _Index] = {}
+        self._indexes: dict[Path, list[_Index]] = {}
         self._merged: WeakValueDictionary[tuple[str, ...], _Index] = WeakValueDictionary()
+        self._whole: dict[Path, tuple[int, ...]] = {}
         self._bytes: int | None = None
         self._counted = 0.0
         self._check()
@@ -261,7 +281,8 @@ class Store:
                 warn(f"{path} is damaged; it is written anew.", "damaged_shards")
                 write_file(path, record_of(about))
             path.touch()
-        return Column(folder, about, [self._index_of(folder)], self._merged, width=width)
+        indexes, lost = self._indexes_of(folder)
+        return Column(folder, about, indexes, self._merged, lost=lost, width=width)
 
     def reserve(self, needed_bytes: int) -> None:
         """Refuse, before any work is done, what the disk or the limit cannot hold."""
@@ -306,7 +327,7 @@ class Store:
 
     def describe(self) -> list[dict[str, Any]]:
         """One entry a block: what it is, rows, dim, bytes."""
-        return [_describe(folder, self._index_of(folder)) for folder in self._folders()]
+        return [_describe(folder, *self._indexes_of(folder)) for folder in self._folders()]
 
     def _check(self) -> None:
         header = self.root / "sonde-store.json"
@@ -335,13 +356,27 @@ class Store:
         found = [path.parent for path in self.root.glob("blocks/*/block.json")]
         return sorted(one for one in found if not one.name.startswith(".") and not one.is_symlink())
 
-    def _index_of(self, folder: Path) -> _Index:
-        names = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
-        if names not in self._indexes:  # the same rows lie under the same names in every block
-            self._indexes[names] = _index(folder, names)
-        index = self._indexes[names]
-        whole = [name for name in index.names if opens(folder / name)]
-        return index if len(whole) == len(index.names) else _index(folder, whole)
+    def _indexes_of(self, folder: Path) -> tuple[list[_Index], set[str]]:
+        """What a block holds, and which of the shards named there are damaged or gone."""
+        there = {path.name for path in folder.glob("*.safetensors")}
+        known = self._indexes.get(folder, [])
+        named = {name for index in known for name in index.names}
+        if len(named - there) > len(there):  # mostly of shards that are no more
+            known, named = [], set()
+        if new := tuple(sorted(there - named)):
+            known = _added(known, _known(folder, new, self._merged), self._merged)
+        self._indexes[folder] = known
+        named = {name for index in known for name in index.names}
+        return known, {name for name in named if name not in there or not self._opens(folder / name)}
+
+    def _opens(self, path: Path) -> bool:
+        """Whether a shard is whole; one that has not changed since it was is not opened again."""
+        state = state_of(path)
+        if state is None or self._whole.get(path) != state:
+            if not opens(path) or state is None:
+                return False
+            self._whole[path] = state
+        return True
 
     def _drop_oldest(self, columns: Sequence[Column]) -> Iterator[int]:
         """Delete one thing after the other, least recently used first, and say how many bytes each was."""
@@ -360,6 +395,28 @@ class Store:
             yield size
 
 
+_last: list[Store] = []
+
+
+def opened(root: Path | str, limit_bytes: int | None = None) -> Store:
+    """The store in a folder. The one opened last is kept with its indexes, 24 bytes a row: whoever goes through a long
+    file part by part would otherwise read the hashes of all rows again for each.
+    """
+    new = Store(root, limit_bytes)
+    if not _last or (_last[0].root, _last[0].limit_bytes) != (new.root, new.limit_bytes):
+        _last[:] = [new]
+    return _last[0]
+
+
+def _known(folder: Path, names: tuple[str, ...], merged: Merged) -> _Index:
+    """The index of some shards, taken from another block where it is known there."""
+    if (index := merged.get(names)) is None:
+        index = _index(folder, names)
+        if index.names == names:
+            merged[names] = index
+    return index
+
+
 def block_bytes(about: Mapping[str, Any], rows: int, row_bytes: int, shards: int) -> int:
     """Bytes that a new block of so many rows takes on disk, in so many shards."""
     record = len(record_of({**about, "reading_version": READING_VERSION}))
@@ -370,7 +427,7 @@ def _unused(column: Column) -> list[Path]:
     return [path for path in column.folder.glob("*.safetensors") if path.name not in column.used]
 
 
-def _describe(folder: Path, index: _Index) -> dict[str, Any]:
+def _describe(folder: Path, indexes: Sequence[_Index], lost: set[str]) -> dict[str, Any]:
     path = folder / "block.json"
     try:
         about = about_of(path)
@@ -380,18 +437,29 @@ def _describe(folder: Path, index: _Index) -> dict[str, Any]:
         raise StoreError(
             f"{path} cannot be read: it is damaged. A run that reads this block writes it anew; or delete {folder}."
         )
+    names = [name for index in indexes for name in index.names if name not in lost]
     return {
         **about,
-        "rows": len(np.unique(index.keys)),
-        "dim": _width(folder, index),
-        "shards": len(index.names),
+        "rows": _rows(indexes, lost),
+        "dim": _width(folder, names),
+        "shards": len(names),
         "bytes": _bytes(folder),
     }
 
 
-def _width(folder: Path, index: _Index) -> int:
+def _rows(indexes: Sequence[_Index], lost: set[str]) -> int:
+    """Different ones."""
+    kept = [index.keys[~np.isin(index.shard, _places(index, lost))] for index in indexes]
+    return len(np.unique(np.concatenate(kept))) if kept else 0
+
+
+def _places(index: _Index, names: set[str]) -> list[int]:
+    return [place for place, name in enumerate(index.names) if name in names]
+
+
+def _width(folder: Path, names: Sequence[str]) -> int:
     """Of the first shard that nobody has dropped meanwhile."""
-    for name in index.names:
+    for name in names:
         with suppress(OSError, SafetensorError):
             return int(read_values(folder / name).shape[1])
     return 0
