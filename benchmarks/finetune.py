@@ -23,7 +23,7 @@ import numpy as np
 
 from sonde.baselines import FineTuning
 from sonde.bench import machine
-from sonde.bench.cells import Cells, write_page
+from sonde.bench.cells import opened, write_page
 from sonde.bench.datasets import SPLITS, DataSet, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -66,7 +66,7 @@ def run(
     train = read_split(data, NAME, "train").take(rows)
     tests = {split: read_split(data, NAME, split) for split in SPLITS[NAME]}
     setting = {"data": NAME, "rows": len(train.texts), "backbone": backbone, "epochs": EPOCHS, "seed": 0}
-    cells = Cells(out / "finetune.json", setting)
+    cells = opened(out / "finetune.json", setting)
     for recipe in RECIPES:
         if f"pretrained|{recipe}" not in cells:
             cells.put(f"pretrained|{recipe}", _inside(recipe, backbone, train, tests, cache))

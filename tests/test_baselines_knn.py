@@ -8,7 +8,9 @@ import tiny
 from samples import worded
 from sklearn.base import clone
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from sonde import ActivationFeatures
 from sonde.baselines import KNN
@@ -78,3 +80,13 @@ def test_parameters_are_stored_and_copied(block: ActivationFeatures) -> None:
 def test_mistakes_are_answered_by_sentences(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=sentence):
         KNN(**{"features": CountVectorizer(), **settings}).fit(TEXTS, LABELS)
+
+
+def test_a_text_without_a_known_word_is_near_to_nothing() -> None:
+    classifier = KNN(TfidfVectorizer(), 1).fit(["!!", "red apples fall", "blue trains go"], ["junk", "fruit", "rail"])
+    assert classifier.predict(["a red kite", "slow blue smoke"]).tolist() == ["fruit", "rail"]
+
+
+def test_features_may_learn_from_labels() -> None:
+    chosen = make_pipeline(TfidfVectorizer(), SelectKBest(f_classif, k=12))
+    assert KNN(chosen, 5).fit(TEXTS, LABELS).score(NEW_TEXTS, NEW_LABELS) > 0.6

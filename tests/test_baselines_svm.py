@@ -87,3 +87,18 @@ def test_mistakes_are_answered_by_sentences(
 ) -> None:
     with pytest.raises(error, match=sentence):
         SVM(**settings).fit(texts, labels)
+
+
+@pytest.mark.parametrize("probability", [False, True])
+@pytest.mark.parametrize("left", ["rail", "post"])
+def test_a_class_that_weighs_nothing_is_never_said_and_mixes_up_no_other(probability: bool, left: str) -> None:
+    texts, labels = worded(90)
+    new, truth = worded(60, seed=1)
+    classifier = SVM(probability=probability, class_weight={left: 0.0}).fit(texts, labels)
+    said = classifier.predict(new)
+    others = np.array(truth) != left
+    assert left not in said and (said == truth)[others].mean() > 0.6
+    if probability:
+        assert classifier.predict_proba(new)[:, classifier.classes_.tolist().index(left)].max() < 1e-6
+    only = {name: 0.0 for name in classifier.classes_ if name != left}
+    assert set(SVM(probability=probability, class_weight=only).fit(texts, labels).predict(new)) == {left}

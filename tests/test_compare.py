@@ -267,3 +267,28 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     assert out.with_suffix(".md").is_file()
     bad = run(*asked, "--time-limit", "0")
     assert bad.code == 2 and "must be above 0" in bad.err
+
+
+class Deaf:
+    """Swallows whatever interrupts it, once."""
+
+    def fit(self, *_: Any) -> Any:
+        for seconds in (0.7, 60):
+            try:
+                time.sleep(seconds)
+            except Exception:
+                continue
+
+
+def test_a_time_limit_is_heard_by_who_catches_every_exception(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    candidates["deaf"] = Candidate("deaf", "", lambda _: Deaf())
+    started = time.monotonic()
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["deaf"], time_limit=0.5)
+    assert time.monotonic() - started < 20 and found["missing"] == ["deaf"]
+
+
+def test_the_best_by_the_metric_stands_first() -> None:
+    cost = {"cost": {"stages": {"training": {"seconds": 1.0, "energy": None}}}, "bytes": None, "ece": None, "low": 0.0}
+    rare, common = ({**cell(n), **cost, "high": 1.0, "macro_f1": f1} for n, f1 in ((150, 0.9), (160, 0.5)))
+    assert list(comparing.lines({"common": common, "rare": rare}, "macro_f1")) == ["rare", "common"]
+    assert list(comparing.lines({"rare": rare, "common": common})) == ["common", "rare"]

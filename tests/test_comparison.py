@@ -116,7 +116,7 @@ def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monke
     assert cells.keys() == {f"r8|{shots}|{line}" for shots in (8, 32, 128, "all") for line in ("io", "carp")}
     for cell in cells.values():
         assert cell["n"] == 20 and 0 <= cell["failure_rate"] < 1 and cell["texts_per_second"] < 10_000
-        assert cell["prompted"] == server.url
+        assert cell["made_with"] == server.url
     said = page.read_text()
     assert "exercise of the machinery" in said and "names no label" in said and "| `carp` |" in said
     with pytest.raises(ArgumentError, match="candidate"):
@@ -124,7 +124,7 @@ def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monke
 
 
 def test_what_was_asked_of_fewer_rows_is_judged_by_no_test() -> None:
-    lost = page({"r8|all|auto": cell(60), "r8|all|io": cell(99, n=90, failure_rate=0.125, prompted="some model")})
+    lost = page({"r8|all|auto": cell(60), "r8|all|io": cell(99, n=90, failure_rate=0.125, made_with="some model")})
     assert "Nothing here is better" in lost and "`io` and `carp` ask some model" in lost
     assert "| `io` | .125 | .125 |" in lost
 
@@ -133,3 +133,32 @@ def test_cells_of_two_processors_and_of_fewer_sets_are_told() -> None:
     cells = {"r8|8|auto": cell(80), "r52|8|auto": cell(70, processor="Q"), "r8|8|svm": cell(60)}
     shown = page(cells)
     assert "Measured on P or Q" in shown and "| `svm` (1) | 3.0 |" in shown
+
+
+def test_a_cell_of_another_language_model_is_made_again_and_costs_of_endpoints_are_unknown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "BACKBONE", str(tiny.build("bert")))
+    monkeypatch.setattr(comparison, "SHOTS", (8,))
+    asked: dict[str, Any] = {
+        "data": data, "models": None, "only": ["r8"], "cache": tmp_path / "store", "out": tmp_path, "rows": 40,
+        "recipes": ["io"],
+    }  # fmt: skip
+    with Loopback(lambda prompt, number: Reply("rail")) as server:
+        comparison.run(**asked, prompt_url=server.url, prompt_model="small")
+        questions = len(server.requests)
+        comparison.run(**asked, prompt_url=server.url, prompt_model="small")
+        assert len(server.requests) == questions
+        _, page = comparison.run(**asked, prompt_url=server.url, prompt_model="large")
+        assert len(server.requests) == 2 * questions
+        (cell,) = json.loads((tmp_path / "comparison.json").read_text())["cells"].values()
+        assert cell["made_with"].startswith("large at") and cell["stored_share"] == 0
+        assert cell["cost"]["stages"]["training"]["energy"] is None
+        assert "| `io` |  |  |  |  |" in page.read_text()
+        (tmp_path / "comparison.json").unlink()
+        comparison.run(**asked, prompt_url=server.url, prompt_model="large")
+        assert len(server.requests) == 2 * questions, "what was paid for is kept"
+        with pytest.raises(ArgumentError, match="A budget is for an endpoint"):
+            comparison.run(**asked, prompt_model="x", budget_usd=0.0)
+        failed, _ = comparison.run(**asked, prompt_url=server.url, prompt_model="new", budget_tokens=0)
+        assert "The budget of 0 tokens ends here" in failed.read_text() and len(server.requests) == 2 * questions

@@ -234,3 +234,33 @@ def test_parameters_of_a_language_model(tmp_path: Path) -> None:
 def test_costs_without_stages() -> None:
     assert Cost({}).energy is None and Cost({}).usd == 0 and Cost({}).seconds == 0
     assert Cost({"x": StageCost(1.0, None)}).to_dict()["parameters"] is None
+
+
+def test_two_windows_on_one_counter_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zones = [zone(tmp_path, name, "package-0", 0) for name in ("intel-rapl-mmio:0", "intel-rapl:0")]
+    monkeypatch.setattr(power, "POWERCAP", tmp_path)
+    monkeypatch.setattr(power, "_nvml", list)
+    measured = Meter()
+    with measured.stage("training"):
+        for one in zones:
+            one.write_text("36000000\n")
+    assert measured.cost().energy == Energy(pytest.approx(36 / 3.6e6), "RAPL package-0", False)
+
+
+def test_the_processor_alone_does_not_pass_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    monkeypatch.setattr(power, "POWERCAP", tmp_path)
+    monkeypatch.setattr(power, "_nvml", list)
+    assert len(power.counters()) == 1
+    monkeypatch.setattr(power, "_uses_gpu", lambda: True)
+    assert power.counters() == []
+
+
+def test_a_counter_that_fails_loses_nobody_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    monkeypatch.setattr(power, "POWERCAP", tmp_path)
+    monkeypatch.setattr(power, "_nvml", list)
+    measured = Meter()
+    with measured.stage("training"):
+        counter.write_text("")
+    assert measured.cost().energy is None and measured.cost().seconds > 0

@@ -1,7 +1,9 @@
 """Endpoint: against a real HTTP server, whatever it does, nothing that was paid for is lost."""
 
 import copy
+import errno
 import logging
+import os
 import pickle
 import socket
 import subprocess
@@ -418,3 +420,33 @@ def test_a_run_that_is_killed_half_way_goes_on_and_pays_once(tmp_path: Path) -> 
         second = subprocess.run(command, capture_output=True, text=True, check=True)
         assert second.stdout.strip() == "20"
         assert sorted(server.answered) == sorted(f"question {number}" for number in range(40))
+
+
+def test_what_a_full_disk_did_not_take_is_written_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, room = tmp_path / "answers.jsonl", os.write, [200, 20, 0]
+    answers = AnswerFile(path, "toy")
+    answers.keep("k0", Answer("first", 1, 1))
+
+    def full(handle: int, content: bytes) -> int:
+        if len(content) > 20:
+            return real(handle, content[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="cannot be written: No space left"):
+        patched.setattr(os, "write", lambda handle, content: full(handle, content if room.pop(0) else b""))
+        answers.keep("k1", Answer("paid for", 1, 1))
+    answers.keep("k2", Answer("next", 1, 1))
+    found = AnswerFile(path, "toy")
+    assert [found.find(f"k{number}") for number in range(3)] == [
+        Answer("first", 1, 1), Answer("paid for", 1, 1), Answer("next", 1, 1),
+    ]  # fmt: skip
+
+
+def test_a_reply_that_cannot_be_decoded_is_a_broken_connection() -> None:
+    with Loopback(lambda prompt, number: Reply(headers={"Content-Encoding": "gzip"}, body="no gzip")) as server:
+        endpoint = quick(server.url)
+        with pytest.raises(EndpointError, match="broke the connection off"):
+            ask(endpoint, ["hello"])
+        assert endpoint.budget.unconfirmed_tokens > 0

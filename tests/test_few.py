@@ -145,3 +145,13 @@ def test_the_ablation_fills_its_cells_and_goes_on_where_it_stopped(
     lost = page.split("| hidden layers | none: a linear map |")[1].split("|")
     means = [np.mean([100 * fit["accuracy"] for fit in cells[f"r8|2|{key}"]["fits"]]) for key in list(some)[:2]]
     assert float(lost[2]) == pytest.approx(means[1] - means[0], abs=0.01)
+
+
+def test_a_trial_does_not_wipe_what_took_hours(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.json").write_text(json.dumps({"setting": {"limit": None}, "cells": {"sst2|8|auto": {}}}))
+    with pytest.raises(ArgumentError, match="holds cells of other backbones, rows or settings"):
+        few.run(**{**settings(data, tmp_path), "out": tmp_path})
+    (tmp_path / "few.json").write_text("{")
+    with pytest.raises(ArgumentError, match="holds no cells of a bench"):
+        few.run(**{**settings(data, tmp_path), "out": tmp_path})
+    assert (tmp_path / "few.json").read_text() == "{"

@@ -1,7 +1,9 @@
 """LocalModel: the same answers whatever else is in the batch; scores that are probabilities; refusals in sentences."""
 
 import copy
+import json
 import pickle
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -248,3 +250,13 @@ def test_copies_share_the_weights_and_pickles_carry_none() -> None:
     again = pickle.loads(packed)  # noqa: S301 - our own bytes
     assert write(again, ["good"]) == write(model, ["good"])
     assert model.parameters == sum(one.numel() for one in model.model.parameters())
+
+
+def test_what_a_checkpoint_advises_for_chats_bends_no_answer(tmp_path: Path) -> None:
+    plain = local()
+    advised = tmp_path / "advised"
+    shutil.copytree(writer("llama"), advised)
+    settings = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 1, "temperature": 0.1, "do_sample": True}
+    (advised / "generation_config.json").write_text(json.dumps(settings))
+    bent = LocalModel(str(advised), dtype="float32", device="cpu")
+    assert write(bent, PROMPTS, logprobs=True) == write(plain, PROMPTS, logprobs=True)

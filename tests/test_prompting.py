@@ -86,10 +86,11 @@ def test_zero_shot(server: Loopback) -> None:
     assert prompt in server.answered and prompt.endswith("Text: so dull\nLabel:")
     assert "exactly one of these labels: bad, good" in prompt and prompt.count("Text:") == 1
     assert len(server.answered) == 4, "the second time all answers were known"
+    words = sum(len(one.split()) for one in server.answered)
     assert classifier.summary_["usage"]["inference"] == {
-        "answers": 4, "asked": 0, "prompt_tokens": sum(len(one.split()) for one in server.answered), "new_tokens": 4,
-        "asked_prompt_tokens": 0, "asked_new_tokens": 0,
-    }  # fmt: skip
+        "answers": 8, "asked": 4, "prompt_tokens": 2 * words, "new_tokens": 8, "asked_prompt_tokens": words,
+        "asked_new_tokens": 4,
+    }, "both times, and what was paid for at the first"  # fmt: skip
     assert not hasattr(classifier, "predict_proba")
 
 
@@ -266,9 +267,7 @@ def test_prompts_keep_the_limit_and_say_when_nothing_fits(server: Loopback) -> N
     bare = carp(endpoint(server), max_prompt_tokens=160).fit(TRAIN, MOODS)
     with pytest.warns(SondeWarning, match="4 of 4 prompts have no room for a demonstration"):
         bare.predict(TEST)
-    with pytest.raises(
-        ArgumentError, match=r"The prompt 'clues' takes \d+ tokens with one word of the text, but 50 is all"
-    ):
+    with pytest.raises(ArgumentError, match=r"The prompt 'clues' takes \d+ tokens beside the text, but 50 is all"):
         carp(endpoint(server), max_prompt_tokens=50).fit(TRAIN, MOODS)
 
 
@@ -468,3 +467,39 @@ def test_rows_that_cannot_be(server: Loopback, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArgumentError, match="which is a file; give a folder"):
         io(endpoint(server), answers=tmp_path / "file").fit(TRAIN, MOODS)
+
+
+def test_prompts_that_are_shown_cost_nothing(server: Loopback) -> None:
+    classifier = carp(endpoint(server), explain="retrieved").fit(TRAIN, MOODS)
+    shown = classifier.prompts_for(TEST)
+    assert not server.requests and all("(asked for by predict)" in prompt for prompt in shown)
+    assert classifier.predict(TEST).tolist() == TRUTH
+    asked = classifier.summary_["usage"]["generating_reasons"]["asked"]
+    assert asked > 0 and "(asked for by predict)" not in "".join(server.answered)
+    classifier.predict(["great wit", "a dull film"])
+    assert classifier.summary_["usage"]["generating_reasons"]["asked"] >= asked, "added up, not replaced"
+
+
+def test_one_text_that_nobody_answers_is_no_ones_end(server: Loopback) -> None:
+    filtered = json.dumps({"error": {"message": "flagged", "code": "content_filter"}})
+
+    def answer(prompt: str, number: int) -> Reply:
+        text = last_text(prompt)
+        if "boring" in text:
+            return Reply(status=400, body=filtered)
+        if "dull" in text:  # a thought that was cut: a message without content
+            return Reply(body=json.dumps({"choices": [{"message": {}, "finish_reason": "length"}]}))
+        return sensible(prompt, number)
+
+    server.script = answer
+    classifier = io(endpoint(server), max_prompt_tokens=60).fit(TRAIN, MOODS)
+    with pytest.warns(SondeWarning, match="2 of 5 texts got no answer"):
+        said = classifier.predict([*TEST, "joy" * 2000]).tolist()
+    assert said == ["good", "", "good", "", "good"], "and the word of 6,000 letters was cut"
+
+
+def test_flags_stay_flags(server: Loopback) -> None:
+    flags = np.array([mood == "good" for mood in MOODS])
+    classifier = io(endpoint(server), label_names=["bad", "good"]).fit(TRAIN, flags)
+    said = classifier.predict(TEST)
+    assert said.dtype == bool and accuracy_score([one == "good" for one in TRUTH], said) == 1

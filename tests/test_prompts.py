@@ -83,7 +83,5 @@ def test_a_text_that_does_not_fit_loses_its_end() -> None:
     assert filled([], text, None) == ("do a\nT 1 2 3 4 5 6 7 8", 0, True)
     assert filled(["x"], text, 8) == ("do a\nT 1 2 3 4", 0, True)
     assert filled([], text, 4) == ("do a\nT 1", 0, True)
-    with pytest.raises(
-        ArgumentError, match=r"The prompt 'frame' takes 4 tokens with one word of the text, but 3 is all"
-    ):
+    with pytest.raises(ArgumentError, match=r"The prompt 'frame' takes 4 tokens beside the text, but 3 is all"):
         filled([], text, 3)

@@ -43,6 +43,7 @@ class AnswerFile:
         self._lock = threading.Lock()
         self._answers: dict[str, Answer] = {}
         self._torn = self._headed = False
+        self._unwritten = ""
         if path is not None and path.is_file():
             self._read(path)
 
@@ -61,17 +62,20 @@ class AnswerFile:
                 self._append(self.path, _to_line(key, answer))
 
     def _append(self, path: Path, line: str) -> None:
+        if not self._headed:
+            line = json.dumps({_HEADER: PROTOCOL, "generator": self.identity}) + "\n" + line
+            self._headed = True
+        self._unwritten += line  # behind those that a full disk has not taken
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                if not self._headed:
-                    line = json.dumps({_HEADER: PROTOCOL, "generator": self.identity}) + "\n" + line
-                rest = (("\n" if self._torn else "") + line).encode("utf-8")
+                rest = (("\n" if self._torn else "") + self._unwritten).encode("utf-8")
+                self._torn = True
                 while rest:  # the whole line in one call, unless the system takes less
                     rest = rest[os.write(handle, rest) :]
                 os.fsync(handle)
-                self._torn, self._headed = False, True
+                self._unwritten, self._torn = "", False
             finally:
                 os.close(handle)
         except OSError as error:

@@ -36,35 +36,36 @@ def assemble(
 ) -> Assembled:
     """Fill a frame; demonstrations are dropped from the front, where the least similar stand, until the prompt fits.
 
-    If it does not fit without any, the text loses half of its words, as often as needed.
+    If it does not fit without any, the text loses half of its words, as often as needed, and then of the characters of
+    the first: there are words of thousands.
 
     Raises
     ------
     ArgumentError
-        If not even one word fits.
+        If not even one character fits.
     """
 
-    def prompt(start: int, words: int) -> tuple[str, bool]:
-        shown, cut = first_words(text, words)
+    def prompt(start: int, shown: str) -> str:
         block = "".join(f"{one}\n\n" for one in demonstrations[start:])
-        return frame.fill(**fixed, demonstrations=block, text=shown), cut
+        return frame.fill(**fixed, demonstrations=block, text=shown)
 
-    def fits(start: int, words: int) -> bool:
-        return max_tokens is None or count_tokens(prompt(start, words)[0]) <= max_tokens
+    def fits(start: int, shown: str) -> bool:
+        return max_tokens is None or count_tokens(prompt(start, shown)) <= max_tokens
 
     total = len(demonstrations)
-    start = _first_true(lambda at: fits(at, max_words), total)
+    shown, cut = first_words(text, max_words)
+    start = _first_true(lambda at: fits(at, shown), total)
     if start is not None:
-        whole, cut = prompt(start, max_words)
-        return Assembled(whole, total - start, cut)
+        return Assembled(prompt(start, shown), total - start, cut)
     words = max_words
-    while words > 1:
+    while len(shown) > 1:
         words //= 2
-        if fits(total, words):
-            return Assembled(prompt(total, words)[0], 0, True)
+        shown = first_words(text, words)[0] if words else shown[: len(shown) // 2]
+        if fits(total, shown):
+            return Assembled(prompt(total, shown), 0, True)
     assert max_tokens is not None
     raise ArgumentError(
-        f"The prompt {frame.name!r} takes {count_tokens(prompt(total, 1)[0]):,} tokens with one word of the text, but "
+        f"The prompt {frame.name!r} takes {count_tokens(prompt(total, shown)):,} tokens beside the text, but "
         f"{max_tokens:,} is all that the model's context and max_prompt_tokens allow. Use shorter prompts "
         "(prompts=...) or label names, a lower max_new_tokens, or a model with a longer context."
     )

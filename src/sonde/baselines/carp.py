@@ -19,6 +19,8 @@ from sonde.baselines.templates import Template, read_template
 from sonde.errors import ArgumentError, choose, warn
 
 EXPLAIN = ("all", "retrieved")
+NOT_ASKED = ("(asked for by predict)", "(asked for by predict)")
+"""What `prompts_for` shows as clues and reasoning that nothing has been paid for yet."""
 
 
 class CARP(Prompting):
@@ -163,15 +165,16 @@ class CARP(Prompting):
             paragraph = re.split(rf"\n(?:{'|'.join(headers)})", paragraph[own.end() if own else 0 :])[0]
         return first_words(paragraph, self.max_explanation_words)[0]
 
-    def _prompts(self, texts: list[str]) -> list[Assembled]:
+    def _prompts(self, texts: list[str], asking: bool) -> list[Assembled]:
         with self._stage("retrieving"):
             nearest = self.neighbours_.nearest(texts, min(self.k, len(self.pool_)))  # row neighbour
-        self._explain(np.unique(nearest).tolist())
+        if asking:
+            self._explain(np.unique(nearest).tolist())
         return [
             self._assemble(self.frame_, text, [self._shown(row) for row in chosen])
             for text, chosen in zip(texts, nearest.tolist(), strict=True)
         ]
 
     def _shown(self, row: int) -> str:
-        (text, label), (clues, reasoning) = self.pool_[row], self.explanations_[row]
+        (text, label), (clues, reasoning) = self.pool_[row], self.explanations_.get(row, NOT_ASKED)
         return show(self.demonstration_, text, self.names_[label], self.max_words, clues=clues, reasoning=reasoning)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sonde.baselines.budget import Budget, Reservation
 from sonde.baselines.generation import Answer, Keep
-from sonde.baselines.replies import complaint, estimate_tokens, to_answer
+from sonde.baselines.replies import complaint, estimate_tokens, is_filtered, to_answer
 from sonde.baselines.retrying import Patience, is_passing
 from sonde.cost import Prices
 from sonde.errors import ArgumentError, BudgetError, EndpointError, need
@@ -209,7 +209,7 @@ class Endpoint:
             trouble, passing, asked_wait = "", True, None
             try:
                 reply = client.post("/chat/completions" if self.chat else "/completions", json=body)
-            except self._http.TransportError as error:
+            except self._http.RequestError as error:  # not reached, broken off, or not to be decoded
                 self.budget.release(reserved, self._lost(error, prompt, max_new_tokens))
                 trouble, passing = self._broken(error), not isinstance(error, self._http.UnsupportedProtocol)
             except BaseException:
@@ -219,6 +219,9 @@ class Endpoint:
                 if reply.status_code == 200:
                     return self._answered(reply, reserved, prompt, max_new_tokens, logprobs)
                 self.budget.release(reserved)
+                if is_filtered(reply):
+                    logger.warning("%s; it counts as an answer without a label", self._refused(reply))
+                    return Answer("", 0, 0, False)
                 trouble, passing = self._refused(reply), is_passing(reply.status_code)
                 asked_wait = reply.headers.get("retry-after")
             if not passing:
@@ -268,7 +271,7 @@ class Endpoint:
             try:
                 reply = client.get("/models")
                 listed = [str(one["id"]) for one in reply.json()["data"]] if reply.status_code == 200 else []
-            except self._http.TransportError as error:
+            except self._http.RequestError as error:
                 raise EndpointError(self._broken(error)) from error
             except (ValueError, KeyError, TypeError):
                 listed = []

@@ -155,7 +155,7 @@ class IOPrompt(Prompting):
     def _asks_with_demonstrations(self) -> bool:
         return self.demonstrations > 0
 
-    def _prompts(self, texts: list[str]) -> list[Assembled]:
+    def _prompts(self, texts: list[str], asking: bool) -> list[Assembled]:
         most = min(self.demonstrations, len(self.pool_))
         if self.neighbours_ is None:
             rows = np.tile(self.drawn_, (len(texts), 1))  # row demonstration

@@ -63,9 +63,12 @@ class KNN(Classifying):
         known = [text for text, here in zip(rows.texts, some, strict=True) if here]
         if len(known) < self.k:
             raise ArgumentError(f"k is {self.k}, but there are {len(known)} training texts. Give a smaller k.")
-        self.neighbours_ = Neighbours(features, known, rows.targets.indicator[some])
-        # of unit vectors the nearest by distance are the nearest by cosine, and scikit-learn finds them fastest
-        self.index_ = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(self.neighbours_.vectors)
+        told = rows.targets.take(some)
+        targets = told.indicator if told.multilabel else told.classes[told.ids]
+        self.neighbours_ = Neighbours(features, known, targets)
+        # not by distance, which is faster: a text without a known word, a vector of zeros, would be near to everything
+        self.index_ = NearestNeighbors(n_neighbors=self.k, algorithm="brute", metric="cosine")
+        self.index_.fit(self.neighbours_.vectors)
         self.indicator_, self.weights_ = rows.targets.indicator[some], rows.weights[some]
         self._know(rows.targets, labels)
         return self

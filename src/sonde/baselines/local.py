@@ -114,7 +114,10 @@ class LocalModel:
     def model(self) -> Any:
         """The model with its output head, on its device."""
         with self._lock:
-            return load_causal(self.name, self.path, self.tokenizer, self.dtype, self.device)
+            model = load_causal(self.name, self.path, self.tokenizer, self.dtype, self.device)
+            # What a checkpoint advises for chats (a penalty for words of the prompt, ...) would bend every answer.
+            model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+            return model
 
     @cached_property
     def identity(self) -> str:

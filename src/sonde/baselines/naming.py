@@ -37,6 +37,7 @@ def name_labels(classes: np.ndarray, label_names: Any) -> list[str]:
         named = {str(label): str(name) for label, name in label_names.items()}
     elif isinstance(label_names, Sequence) and not isinstance(label_names, str):
         named = {str(position): str(name) for position, name in enumerate(label_names)}
+        labels = [int(label) if isinstance(label, bool) else label for label in labels]
     else:
         raise ArgumentError(f"label_names is {label_names!r:.60}; give a dict {{label: name}}, or a list of names.")
     lacking = [label for label in labels if str(label) not in named]

@@ -61,6 +61,11 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     answers: Any
     random_state: int
 
+    @property
+    def asks_elsewhere(self) -> bool:
+        """Whether an endpoint is asked, whose energy nobody here can tell."""
+        return hasattr(open_generator(self.model), "url")
+
     # ---------------------------------------------------------------- fit
 
     def _start(self, texts: Any, labels: Any) -> Labelled:
@@ -135,8 +140,8 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         )
 
     @abstractmethod
-    def _prompts(self, texts: list[str]) -> list[Assembled]:
-        """What is asked about each text."""
+    def _prompts(self, texts: list[str], asking: bool) -> list[Assembled]:
+        """What is asked about each text; unless `asking`, the model is not asked for anything that they need."""
 
     @abstractmethod
     def _asks_with_demonstrations(self) -> bool:
@@ -145,11 +150,11 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def prompts_for(self, texts: Any) -> list[str]:
         """The prompts that `predict` would send, to be read before anything is paid for."""
         check_is_fitted(self, "classes_")
-        return [one.prompt for one in self._prompts(as_texts(texts))]
+        return [one.prompt for one in self._prompts(as_texts(texts), asking=False)]
 
     def _assembled(self, texts: list[str]) -> list[str]:
         """Prompts, with warnings about what did not fit."""
-        found = self._prompts(texts)
+        found = self._prompts(texts, asking=True)
         if cut := sum(one.cut for one in found):
             warn(f"{cut} texts are longer than a prompt has room for; their first words are asked about.",
                  "truncated_rows", cut)  # fmt: skip
@@ -209,14 +214,15 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Seconds and usage of a stage, into `summary_`; kept too if it breaks off."""
+        """Seconds and usage of a stage, added up in `summary_`; kept too if it breaks off."""
         started, before = time.perf_counter(), self.asker_.usage
         try:
             yield
         finally:
             spent = Usage(*(now - then for now, then in zip(_values(self.asker_.usage), _values(before), strict=True)))
-            self.summary_["seconds"][name] = time.perf_counter() - started
-            self.summary_["usage"][name] = asdict(spent)
+            seconds, usage = self.summary_["seconds"], self.summary_["usage"]
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+            usage[name] = asdict(Usage(**usage.get(name, {})) + spent)
 
     # -------------------------------------------------------------- predict
 
@@ -229,9 +235,11 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             If the endpoint gives up. Every answer until then is kept; the same call asks for the others alone.
         """
         chosen = self._ballot(texts).chosen
+        if (chosen >= 0).all():
+            return np.asarray(self.classes_[chosen])
         known: list[Any] = [*self.classes_.tolist(), self.no_label_]  # -1 is the last
         kind = object if self.no_label_ is None else None
-        return np.array([known[label] for label in chosen], dtype=kind if len(chosen) else self.classes_.dtype)
+        return np.array([known[label] for label in chosen], dtype=kind)
 
     def _has_probabilities(self) -> bool:
         return self.samples > 1

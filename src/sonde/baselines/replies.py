@@ -2,6 +2,7 @@
 
 to_answer         the body of a reply with status 200
 complaint         what a refusal says
+is_filtered       whether it is this prompt alone that is refused, for what it says
 estimate_tokens   an estimate of the tokens of a prompt, where the endpoint does not count
 """
 
@@ -23,7 +24,7 @@ def estimate_tokens(prompt: str) -> int:
 def to_answer(body: Mapping[str, Any], prompt: str, chat: bool, logprobs: bool) -> Answer:
     """The first choice of a reply; `KeyError` and its kin if it has none."""
     choice = body["choices"][0]
-    content = choice["message"]["content"] if chat else choice["text"]
+    content = choice["message"].get("content") if chat else choice["text"]  # a refusal, or a cut thought, has none
     text = "" if content is None else str(content)
     usage = body.get("usage") or {}
     into, out = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -59,6 +60,20 @@ def _details(logprobs: Mapping[str, Any] | None, text: str, chat: bool) -> Detai
 def _ends(pieces: Sequence[bytes]) -> list[int]:
     """Characters behind each piece; half a character belongs to the piece that ends it."""
     return [len(whole.decode("utf-8", "ignore")) for whole in accumulate(pieces)]
+
+
+FILTERS = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+"""Codes of refusals by a filter of contents."""
+
+
+def is_filtered(reply: Any) -> bool:
+    """Whether a refusal is that of a filter of contents."""
+    try:
+        error = reply.json().get("error")
+        inner = error.get("innererror") or {}
+        return bool({error.get("code"), error.get("type"), inner.get("code")}.intersection(FILTERS))
+    except (ValueError, AttributeError, TypeError):
+        return False
 
 
 def complaint(reply: Any) -> str:

@@ -26,6 +26,7 @@ from sonde.learn.targets import Targets
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors
 
 NGRAMS = (1, 2)
+NEVER = -1e9  # the margin of a class that no row of any weight has: finite, so that a temperature can be fitted
 """Words and pairs of words: Wang and Manning 2012 found pairs to help wherever tone counts."""
 
 
@@ -137,6 +138,7 @@ class _Machine:
                 "No training text holds a word of two letters or more: there is nothing to count."
             ) from error
         self.multilabel, self.classes = targets.multilabel, targets.n_classes
+        self.known = np.unique(targets.ids) if not targets.multilabel else np.arange(targets.n_classes)
         columns = targets.indicator.T > 0 if targets.multilabel else [targets.ids]  # class row, or row
         self.machines = [
             LinearSVC(C=C, random_state=seed).fit(features, column, sample_weight=weights)
@@ -146,7 +148,7 @@ class _Machine:
         ]
 
     def margins(self, texts: list[str]) -> Float64[np.ndarray, "row class"]:
-        """One number a class; of two classes, the halves of one."""
+        """One number a class; of two classes, the halves of one. A class without a row of any weight never wins."""
         if not texts:
             return np.zeros((0, self.classes))
         features = self.vectoriser.transform(texts)  # row feature
@@ -158,4 +160,10 @@ class _Machine:
         ]
         if self.multilabel:
             return np.stack(found, axis=1)  # row -> row class
-        return np.stack([-found[0] / 2, found[0] / 2], axis=1) if found[0].ndim == 1 else found[0]
+        margins = np.full((len(texts), self.classes), NEVER)  # row class
+        if len(self.known) == 1:
+            margins[:, self.known] = 0.0
+        else:
+            halves = np.stack([-found[0] / 2, found[0] / 2], axis=1) if found[0].ndim == 1 else found[0]
+            margins[:, self.known] = halves
+        return margins

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, table, write_page
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import SondeWarning
@@ -85,7 +85,7 @@ def run(
     names = [name for name in chosen(only) if name in SETS]
     sizes = {"train": min(rows or TRAIN_ROWS, TRAIN_ROWS), "test": min(rows or TEST_ROWS, TEST_ROWS)}
     setting = {"backbone": BACKBONE, "seeds": list(SEEDS), "rows": sizes}
-    cells = Cells(Path(out) / "ablation.json", setting)
+    cells = opened(Path(out) / "ablation.json", setting)
     sources = open_sources({0: BACKBONE}, max_tokens=None, long_text="cut", dtype="auto", device="auto")
     deep, sentences = _blocks(sources)
     wanted = _wanted()

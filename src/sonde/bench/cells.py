@@ -51,7 +51,12 @@ def opened(path: Path, setting: dict[str, Any]) -> Cells:
     ArgumentError
         If the file holds cells of another setting.
     """
-    cells = Cells(path, setting)
+    try:
+        cells = Cells(path, setting)
+    except ValueError as error:
+        raise ArgumentError(
+            f"{path} holds no cells of a bench: {error}. Give --out another folder, or move it away."
+        ) from error
     if cells.path.is_file() and not cells.content["cells"]:
         raise ArgumentError(
             f"{path} holds cells of other backbones, rows or settings. Give --out another folder, or delete the file."

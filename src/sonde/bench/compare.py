@@ -47,6 +47,9 @@ SPEED_ROWS = 1000
 CHANCE = 0.05
 """A difference whose p value is larger may be chance."""
 
+AGAIN_SECONDS = 1.0
+"""After which a time limit that somebody has swallowed rings again."""
+
 NOTABLY_FASTER = 3.0
 """Worth a sentence: so many times as many texts a second."""
 
@@ -107,7 +110,8 @@ def compare(
     Returns
     -------
     dict
-        `cells` (name -> figures, or `failed` and a sentence), `missing` (names), `recommended`, `reason`, `written`.
+        `cells` (name -> figures, or `failed` and a sentence), `metric`, `missing` (names), `recommended`,
+        `reason`, `written`.
 
     Raises
     ------
@@ -134,6 +138,7 @@ def compare(
     written = write_page(cells.path, to_markdown(cells.content)) if found else []
     return {
         "cells": found,
+        "metric": setting.metric,
         "missing": [name for name in asked if name not in found],
         **best,
         "written": [str(path) for path in written],
@@ -175,14 +180,22 @@ def fit_and_measure(candidate: Candidate, train: Rows, test: Rows, setting: Sett
     meter = Meter()
     try:
         classifier = candidate.make(setting)
+        work = _work(classifier, meter)
         watch = machine.Stopwatch()
-        with meter.stage("training"):
+        with meter.stage("training", **work):
             classifier.fit(train.texts, train.labels)
         fit_cpu_seconds = watch.read()["cpu_seconds"] + _cpu_elsewhere(classifier)
         found = measure(classifier, test, meter)
     except SondeError as error:
         return {"title": candidate.title, "failed": str(error)}
     return {"title": candidate.title, **found, "fit_cpu_seconds": fit_cpu_seconds, "cost": meter.cost().to_dict()}
+
+
+def _work(classifier: Any, meter: Meter) -> dict[str, Any]:
+    """What the meter must know of the work: language models draw more, and what an endpoint draws nobody knows."""
+    if not hasattr(classifier, "asks_elsewhere"):
+        return {}
+    return {"watts": meter.tariff.watts_of("generating_answers"), "elsewhere": classifier.asks_elsewhere}
 
 
 def _cpu_elsewhere(classifier: Any) -> float:
@@ -198,13 +211,14 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
     dict
         `n`, `accuracy` with its 95% interval `low`, `high` (Wilson 1927), `macro_f1`, `correct` (packed bits of the
         rows), `ece` and `ece_95` (None without probabilities), `texts_per_second` and `texts_per_cpu_second` (the model
-        read anew), `bytes` (of the saved artifact; None where there is none).
+        read anew; for what asks an endpoint, the processor here), `bytes` (of the saved artifact; None where there is
+        none).
     """
     multilabel = bool(getattr(classifier, "multilabel_", False))
     targets = encode_against(test.labels, classifier.classes_, multilabel)
     truth = targets.indicator
-    watch = machine.Stopwatch()
-    with meter.stage("inference_on_all_rows"):
+    watch, work = machine.Stopwatch(), _work(classifier, meter)
+    with meter.stage("inference_on_all_rows", **work):
         decided, probabilities = _answers(classifier, test.texts, multilabel)
     took = watch.read()
     right = metrics.is_right(truth, decided, targets.strange)
@@ -222,14 +236,20 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
         **calibration,
         **_asked(classifier),
         # What a language model has answered is kept: asked again, it would take no time.
-        **(_rate(len(right), took) if _asked(classifier) else _rates(classifier, test.texts, meter)),
+        **(_rate(len(right), took) if work else _rates(classifier, test.texts, meter)),
         "bytes": _bytes(classifier),
     }
 
 
 def _asked(classifier: Any) -> dict[str, float]:
-    """The share of texts without an answer that names a label, of what asks a language model."""
-    return {"failure_rate": classifier.failure_rate_} if hasattr(classifier, "failure_rate_") else {}
+    """Of what asks a language model: the share of texts without an answer that names a label, and that of the answers
+    that were there before.
+    """
+    if not hasattr(classifier, "asks_elsewhere"):
+        return {}
+    usage = classifier.summary_["usage"].values()
+    answers, asked = (sum(stage[name] for stage in usage) for name in ("answers", "asked"))
+    return {"failure_rate": classifier.failure_rate_, "stored_share": round(1 - asked / max(answers, 1), 3)}
 
 
 def _calibration(truth: np.ndarray, probabilities: np.ndarray, multilabel: bool) -> dict[str, float]:
@@ -305,8 +325,8 @@ def _once(said: set[str]) -> Iterator[None]:
             warnings.warn(message, stacklevel=2)
 
 
-class _OutOfTimeError(Exception):
-    """The time limit has passed."""
+class _OutOfTimeError(BaseException):
+    """The time limit has passed; no `except Exception` on the way may take it for an error of its own."""
 
 
 @contextmanager
@@ -326,7 +346,7 @@ def _until(moment: float | None) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, left)
+    signal.setitimer(signal.ITIMER_REAL, left, AGAIN_SECONDS)  # until it is heard
     try:
         yield
     finally:
@@ -399,7 +419,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"backbone {', '.join(setting['backbones'])}.",
         machine.sentence(content["machine"]),
         str(recommend(cells, setting["metric"])["reason"]),
-        table(("candidate", *HEADS), [(f"`{name}`", *line) for name, line in lines(cells).items()]),
+        table(("candidate", *HEADS), [(f"`{name}`", *line) for name, line in lines(cells, setting["metric"]).items()]),
         NOTE,
         *(["Not possible:\n\n" + "\n".join(failed)] if failed else []),
     ]
@@ -414,10 +434,10 @@ NOTE = (
 )
 
 
-def lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Name -> the cells of its line under `HEADS`, of what has finished; the best first."""
+def lines(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") -> dict[str, list[str]]:
+    """Name -> the cells of its line under `HEADS`, of what has finished; the best by the metric first."""
     done = {name: cell for name, cell in cells.items() if "failed" not in cell}
-    return {name: _line(done[name]) for name in sorted(done, key=lambda name: -done[name]["accuracy"])}
+    return {name: _line(done[name]) for name in sorted(done, key=lambda name: -done[name][metric])}
 
 
 def _line(cell: Mapping[str, Any]) -> list[str]:

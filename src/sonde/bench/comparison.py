@@ -50,6 +50,8 @@ def run(
     recipes: Sequence[str] | None = None,
     prompt_model: str | None = None,
     prompt_url: str | None = None,
+    budget_tokens: int | None = None,
+    budget_usd: float | None = None,
     more: Mapping[str, Candidate] | None = None,
 ) -> list[Path]:
     """Fill every cell and write the page.
@@ -64,8 +66,10 @@ def run(
         Names of candidates; by default all. Cells of others stay in the table.
     prompt_model, prompt_url : str or None
         A causal language model for IO and CARP, or an OpenAI-compatible endpoint (and what it calls the model).
+    budget_tokens, budget_usd : int, float, optional
+        What the endpoint may cost, in all.
     more : mapping of str to Candidate, optional
-        Further candidates.
+        Further candidates; their titles tell one making from another.
 
     Raises
     ------
@@ -73,8 +77,14 @@ def run(
         If a candidate is unknown, or the folder holds cells of another setting.
     """
     setting = Setting((BACKBONE,), cache)
-    prompt = Prompt(prompt_model, prompt_url, BACKBONE, cache) if prompt_model or prompt_url else None
-    pool = {**CANDIDATES, **(more or {}), **(_asking(prompt, None) if prompt else {})}
+    prompt = None
+    if prompt_model or prompt_url:
+        prompt = Prompt(prompt_model, prompt_url, BACKBONE, cache, budget_tokens, budget_usd)
+    made_with = {name: candidate.title for name, candidate in (more or {}).items()}
+    pool = {**CANDIDATES, **(more or {})}
+    if prompt:
+        pool |= _asking(prompt, None)
+        made_with |= dict.fromkeys(PROMPTED, prompt.name)
     names = [choose("The candidate", name, pool) for name in recipes or pool]
     cells = opened(Path(out) / "comparison.json", {"backbone": BACKBONE, "seed": setting.seed, "limit": rows})
     sets = chosen(only)
@@ -85,15 +95,14 @@ def run(
                 if prompt:
                     pool |= _asking(prompt, numbered_names(data, name, train))
                 for candidate in names:
-                    key = f"{name}|{shots or 'all'}|{candidate}"
-                    if cells.lacks(key):
+                    key, made = f"{name}|{shots or 'all'}|{candidate}", made_with.get(candidate)
+                    if cells.lacks(key) or cells.content["cells"][key].get("made_with") != made:
                         some, asked = _some(train, shots, candidate, setting.seed), test
-                        told: dict[str, Any] = {}
-                        if prompt and candidate in PROMPTED:
-                            some, asked, told = some.take(TRAIN_ROWS), test.take(TEST_ROWS), {"prompted": prompt.name}
+                        if candidate in PROMPTED:
+                            some, asked = some.take(TRAIN_ROWS), test.take(TEST_ROWS)
                         found = fit_and_measure(pool[candidate], _rows(some), _rows(asked), setting)
-                        processor = machine.describe()["processor"]
-                        cells.put(key, {**found, **told, "train_rows": len(some.texts), "processor": processor})
+                        told = {"train_rows": len(some.texts), "processor": machine.describe()["processor"]}
+                        cells.put(key, {**found, **told, **({"made_with": made} if made else {})})
                     advance(1)
     page = to_markdown(cells.content)
     return write_page(cells.path, page, Path(out).parent if Path(out).name == "results" else None)
@@ -150,12 +159,16 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 def _exercise(cells: Mapping[str, Any]) -> list[str]:
     """What IO and CARP were asked of."""
-    asked = sorted({cell["prompted"] for cell in cells.values() if "prompted" in cell})
-    if not asked:
+    found = [cell for key, cell in cells.items() if key.rpartition("|")[2] in PROMPTED]
+    if not found:
         return []
+    stored = ""
+    if any(cell.get("stored_share") for cell in found):
+        stored = " Some of their answers were there before (clues of training texts that fewer rows had, too): *."
     return [
-        f"`io` and `carp` ask {', '.join(asked)}, with at most {TRAIN_ROWS} training and {TEST_ROWS} test rows: an "
-        "exercise of the machinery, not evidence of what prompting a capable model reaches."
+        f"`io` and `carp` ask {', '.join(sorted({str(cell['made_with']) for cell in found}))}, with at most "
+        f"{TRAIN_ROWS} training and {TEST_ROWS} test rows: an exercise of the machinery, not evidence of what a "
+        f"capable model reaches.{stored}"
     ]
 
 
@@ -267,10 +280,12 @@ def _costs(done: Mapping[tuple[str, str], Mapping[str, Any]], candidate: str, na
     sizes = [cell["bytes"] for cell in cells if cell["bytes"] is not None]
     estimated = "~" if any(energy["estimated"] for energy in energies) else ""
     fewer = "" if len(cells) == len(names) else f" ({len(cells)})"
+    star = "*" if any(cell.get("stored_share") for cell in cells) else ""
+    elsewhere = all(stage["energy"] is None for stage in training)
     return [
-        f"`{candidate}`{fewer}",
-        f"{np.mean([cell['fit_cpu_seconds'] for cell in cells]):,.1f}",
-        f"{np.mean([cell['texts_per_cpu_second'] for cell in cells]):,.0f}",
+        f"`{candidate}`{star}{fewer}",
+        "" if elsewhere else f"{np.mean([cell['fit_cpu_seconds'] for cell in cells]):,.1f}",
+        "" if elsewhere else f"{np.mean([cell['texts_per_cpu_second'] for cell in cells]):,.0f}",
         f"{np.mean(sizes) / 1e6:.1f}" if sizes else "",
         f"{estimated}{1000 * np.mean([energy['kwh'] for energy in energies]):.2g}" if energies else "",
     ]

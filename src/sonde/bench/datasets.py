@@ -53,8 +53,13 @@ def read_split(data: Path, name: str, split: str) -> DataSet:
 
 
 def label_names(data: Path, name: str) -> list[str]:
-    """Names of the labels 0, 1, ... from `label_names.json`."""
-    content = json.loads((Path(data) / name / "label_names.json").read_text(encoding="utf-8"))
+    """Names of the labels 0, 1, ... from `label_names.json`; `DataError` if it is not there."""
+    path = Path(data) / name / "label_names.json"
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist, and the labels of {name} are numbers: a list of their names is needed."
+        )
+    content = json.loads(path.read_text(encoding="utf-8"))
     return [str(one) for one in (content["label_names"] if isinstance(content, dict) else content)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, table, write_page
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
@@ -34,7 +34,7 @@ def run(
 ) -> list[Path]:
     """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
     setting = {"recipe": RECIPE, "backbone": BACKBONE, "loss": LOSS, "limit": rows}
-    cells = Cells(Path(out) / "depth.json", setting)
+    cells = opened(Path(out) / "depth.json", setting)
     names = chosen(only)
     with track("depths", len(names), "sets") as advance:
         for name in names:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, table, write_page
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -53,7 +53,7 @@ def run(
     """
     names, asked = chosen(only), [find(recipe).name for recipe in recipes or RECIPES]
     setting = {"backbone": BACKBONE, "shots": list(SHOTS), "seeds": list(SEEDS), "test_rows": TEST_ROWS, "limit": rows}
-    cells = Cells(Path(out) / "few.json", setting)
+    cells = opened(Path(out) / "few.json", setting)
     splits = {name: (read_split(data, name, "train").take(rows), _test_rows(data, name, rows)) for name in names}
     with track("few labels", len(SHOTS) * len(names) * len(asked), "cells") as advance:
         for shots in SHOTS:  # the cheap ones first, so that a stopped run has whole columns

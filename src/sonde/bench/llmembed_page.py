@@ -5,7 +5,7 @@ figure_3      loss of the head over epochs, a line a set, as SVG
 beside        rows of a table with two columns a set
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def to_markdown(content: Content) -> str:
         "## Table 4: kilowatt hours",
         beside("stage", [*_embedding(cells, _kwh, 4), *_prompting(cells, _kwh, 4)]),
         "~: estimated, seconds times the paper's watts for that kind of work (an A100, not this machine), where no "
-        "counter of the hardware can be read. The energy of an endpoint is unknown.",
+        "counter of the hardware can be read. The energy of an endpoint is unknown. *: too little, as in Table 3.",
         "## Table 5: budget",
         beside("what", list(_budget(cells))),
         "Tokens at $0.002 a thousand, electricity at $0.065 a kilowatt hour, as in the paper; `sonde.cost` takes "
@@ -235,7 +235,7 @@ def _row(
     for name, value in values.items():
         energies = [one["energy"] for one in parts[name]] if number == 4 else []
         guess = "~" if any(one["estimated"] for one in energies if one) else ""
-        star = "*" if number == 3 and name in marked else ""
+        star = "*" if name in marked else ""
         shown[name] = "" if value is None else f"{guess}{_amount(value)}{star}"
     mean = _mean(values) if stage == "all" else None
     their_mean = _printed(MEANS[number, method]) if stage == "all" else ""
@@ -272,19 +272,23 @@ def _budget(cells: Content) -> Iterator[Row]:
     yield _dollars("CARP", "dollars for tokens", spent)
     bills = {}
     for name, cell in _done(cells, WHOLE).items():
-        readings = [*_readings(cells, name, "train"), *_readings(cells, name, "test")]
-        stages = [stage for one in (cell, *readings) for stage in one["cost"]["stages"].values()]
+        stages = [stage for one in (cell, *_both_readings(cells, name)) for stage in one["cost"]["stages"].values()]
         bills[name] = sum(stage["usd_electricity"] or 0.0 for stage in stages)
-    yield _dollars("LLMEmbed", "dollars for electricity", bills)
+    stored = {name for name in bills if any(one["stored_share"] > 0 for one in _both_readings(cells, name))}
+    yield _dollars("LLMEmbed", "dollars for electricity", bills, stored)
+
+
+def _both_readings(cells: Content, name: str) -> list[Any]:
+    return [*_readings(cells, name, "train"), *_readings(cells, name, "test")]
 
 
 def _tokens(stage: Stage) -> int:
     return int(stage["prompt_tokens"] + stage["new_tokens"])
 
 
-def _dollars(method: str, what: str, ours: Mapping[str, float]) -> Row:
+def _dollars(method: str, what: str, ours: Mapping[str, float], stored: Collection[str] = ()) -> Row:
     mean = _mean(ours)
-    shown = {name: f"${one:.3g}" for name, one in ours.items()}
+    shown = {name: f"${one:.3g}{'*' if name in stored else ''}" for name, one in ours.items()}
     theirs = [f"${one:g}" for one in TABLE_5[method, what]]
     return f"{method}: {what}", shown, theirs, "" if mean is None else f"${mean:.3g}", f"${MEANS[5, method]:g}"
 

@@ -17,7 +17,7 @@ from sonde.bench.cells import attempted
 from sonde.bench.datasets import DataSet, label_names
 from sonde.bench.tables import pack
 from sonde.cost import Meter
-from sonde.errors import SondeWarning
+from sonde.errors import ArgumentError, SondeWarning
 from sonde.features import ActivationFeatures
 
 TRAIN_ROWS, TEST_ROWS = 500, 200
@@ -40,30 +40,38 @@ class Prompt:
         An OpenAI-compatible endpoint.
     retriever : str
         Backbone whose sentence embeddings find CARP's demonstrations.
-    cache : as in `TextClassifier`; answers are kept beside activations
+    cache : as in `TextClassifier`; answers are kept beside activations, without a store in the default one
+    budget_tokens, budget_usd : as in `Endpoint`
     """
 
-    def __init__(self, model: str | None, url: str | None, retriever: str, cache: Any) -> None:
+    def __init__(
+        self, model: str | None, url: str | None, retriever: str, cache: Any,
+        budget_tokens: int | None = None, budget_usd: float | None = None,
+    ) -> None:  # fmt: skip
         self.options = {"prompt-model": model, "prompt-url": url}
         self.name = " at ".join(part for part in (model, url) if part)
-        self._generator = open_generator(model, url)
+        bounds = {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
+        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        if given and url is None:
+            raise ArgumentError("A budget is for an endpoint; give --prompt-url, or leave the budget out.")
+        self._generator = open_generator(model, url, **given)
         self._retriever, self._cache = retriever, cache
 
     @property
     def answers(self) -> Any:
         """Where answers are kept."""
-        return self._cache if self._cache in ("auto", None) else Path(self._cache) / "answers"
+        return "auto" if self._cache in ("auto", None) else Path(self._cache) / "answers"  # they may have been paid for
 
     def measure(self, line: str, data: Path, name: str, train: DataSet, test: DataSet) -> dict[str, Any]:
         """Ask about a sample of the rows; what is refused is kept as `failed`, and tried again by the next run."""
         some, asked = train.take(TRAIN_ROWS), test.take(TEST_ROWS)
         names = numbered_names(data, name, train)
-        found = attempted(lambda: self._measure(self.make(line, names, self.answers), some, asked))
+        found = attempted(lambda: self._measure(self.make(line, names), some, asked))
         return {"prompted": self.name, "train_rows": len(some.texts), "n": len(asked.texts), **found}
 
-    def make(self, line: str, names: list[str] | None, answers: Any = None) -> Prompting:
-        """The classifier of a line, "io" or "carp"; answers are kept as `answers` says, by default in memory."""
-        settings: dict[str, Any] = {"label_names": names, "answers": answers}
+    def make(self, line: str, names: list[str] | None) -> Prompting:
+        """The classifier of a line, "io" or "carp"."""
+        settings: dict[str, Any] = {"label_names": names, "answers": self.answers}
         if line == "io":
             return IOPrompt(self._generator, demonstrations=DEMONSTRATIONS, **settings)
         retriever = ActivationFeatures("sentence", backbones=(self._retriever,), cache=self._cache)

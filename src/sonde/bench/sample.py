@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import Cells, table, write_page
+from sonde.bench.cells import opened, table, write_page
 from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
@@ -33,7 +33,7 @@ def run(
 ) -> list[Path]:
     """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
     setting = {"recipe": RECIPE, "backbone": BACKBONE, "train_rows": TRAIN_ROWS, "limit": rows}
-    cells = Cells(Path(out) / "sample.json", setting)
+    cells = opened(Path(out) / "sample.json", setting)
     names = [name for name in chosen(only) if name in SETS]
     with track("samples", len(names) * len(SIZES), "fits") as advance:
         for name in names:

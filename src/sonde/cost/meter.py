@@ -3,6 +3,7 @@
 Meter   `with meter.stage("training"):`; counters where the hardware has them, else stated watts
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from sonde.cost.power import Counter, counters
 from sonde.cost.records import Cost, Energy, Parameters, Prices, StageCost, Tariff, together
 from sonde.errors import ArgumentError, MissingExtraError, choose
+
+logger = logging.getLogger(__name__)
 
 JOULES_PER_KWH = 3.6e6
 SOURCES = ("auto", "counters", "stated", "codecarbon")
@@ -110,14 +113,14 @@ class _Running:
         self.counters = [] if elsewhere else found
         self.watts, self.elsewhere, self.tracker = watts, elsewhere, tracker
         self._joules = 0.0
-        self._last: list[float] = []
+        self._last: list[float] | None = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
     def start(self) -> None:
         if self.tracker is not None:
             self.tracker.start()
-        self._last = [counter.read() for counter in self.counters]
+        self._last = self._read()
         if self.counters:
             self._thread.start()
 
@@ -132,15 +135,28 @@ class _Running:
             return Energy(self.watts * seconds / JOULES_PER_KWH, f"{self.watts:g} W stated", True)
         self._over.set()
         self._thread.join()
-        self._advance()
+        if not self._advance():
+            return None
         return Energy(self._joules / JOULES_PER_KWH, ", ".join(counter.name for counter in self.counters), False)
 
     def _poll(self) -> None:
         while not self._over.wait(POLL_SECONDS):
             self._advance()
 
-    def _advance(self) -> None:
-        now = [counter.read() for counter in self.counters]
+    def _read(self) -> list[float] | None:
+        """What the counters say; None if one fails, which loses nobody the work itself."""
+        try:
+            return [counter.read() for counter in self.counters]
+        except Exception:  # OSError, or NVML's own
+            logger.warning("an energy counter cannot be read", exc_info=True)
+            return None
+
+    def _advance(self) -> bool:
+        """Count what was drawn since the last look; whether that is known."""
+        now = self._read()
+        if now is None or self._last is None:
+            return False
         spent = zip(self.counters, self._last, now, strict=True)
         self._joules += sum(counter.between(before, after) for counter, before, after in spent)
         self._last = now
+        return True

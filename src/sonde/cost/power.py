@@ -5,6 +5,7 @@ Counter    one of them
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,24 @@ class Counter:
 
 
 def counters() -> list[Counter]:
-    """Every counter of this machine that answers; RAPL is often readable by root alone."""
-    return [*_rapl(POWERCAP), *_nvml()]
+    """Every counter of this machine that answers; RAPL is often readable by root alone.
+
+    None where a GPU is in use that tells nothing: what the processor drew would pass for all of it.
+    """
+    gpus = _nvml()
+    if not gpus and _uses_gpu():
+        logger.info("no counter of the GPU can be read (is nvidia-ml-py installed?): energy is estimated")
+        return []
+    return [*_rapl(POWERCAP), *gpus]
+
+
+def _uses_gpu() -> bool:
+    torch = sys.modules.get("torch")  # who has not imported it uses none
+    return torch is not None and bool(torch.cuda.is_available())
 
 
 def _rapl(root: Path) -> list[Counter]:
-    found = []
+    found: list[Counter] = []
     for path in sorted(root.glob("*:*/energy_uj")) if root.is_dir() else []:
         try:
             name = (path.parent / "name").read_text().strip()
@@ -51,7 +64,7 @@ def _rapl(root: Path) -> list[Counter]:
         except (OSError, ValueError) as error:
             logger.info("%s cannot be read: %s", path, error)
             continue
-        if name.startswith(_ZONES):
+        if name.startswith(_ZONES) and all(f"RAPL {name}" != one.name for one in found):  # -mmio shows it once more
             found.append(Counter(f"RAPL {name}", lambda path=path: _microjoules(path), span))  # type: ignore[misc]
     return found
 

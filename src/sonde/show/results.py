@@ -73,7 +73,7 @@ def comparison(result: Result) -> None:
     """A line a candidate, the best first; what was refused or not reached; which to take."""
     from sonde.bench.compare import HEADS, NOTE, lines
 
-    table(["candidate", *HEADS], [[name, *line] for name, line in lines(result["cells"]).items()])
+    table(["candidate", *HEADS], [[name, *line] for name, line in lines(result["cells"], result["metric"]).items()])
     facts({f"{name} failed": cell["failed"] for name, cell in result["cells"].items() if "failed" in cell})
     missing = ", ".join(result["missing"])
     facts({
