@@ -27,7 +27,8 @@ def test_it_says_what_the_model_is_and_what_it_was_trained_on(saved: Path) -> No
     page, content = (saved / CARD).read_text(encoding="utf-8"), saving.manifest(saved)
     head = yaml.safe_load(page.split("---")[1])
     assert head["library_name"] == "sonde" and head["pipeline_tag"] == "text-classification"
-    assert head["base_model"] == [tiny.build("bert").name], "of a folder the last part: others have other folders"
+    assert "base_model" not in head, "a folder is nobody's repository"
+    assert f"<code>{tiny.build('bert').name}</code>" in page, "of a folder the last part: others have other folders"
     assert str(tiny.build("bert").parent) not in page
     held = content["summary"]["out_of_fold"]
     assert f"| {held['accuracy']:.3f} | {held['macro_f1']:.3f} | {held['log_loss']:.3f} |" in page
@@ -45,6 +46,16 @@ def test_hub_ids_stay_whole_and_no_backbone_is_no_table(saved: Path) -> None:
     ]
     without = card({**content, "backbones": {}})
     assert "base_model" not in without and "| backbone |" not in without and "no language model is needed" in without
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_no_base(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = saving.manifest(saved)
+    about = next(iter(content["backbones"].values()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tuned").mkdir(parents=True)
+    assert "base_model" not in card({**content, "backbones": {"0": {**about, "id": "models/tuned"}}})
 
 
 def test_no_label_breaks_out(saved: Path) -> None:

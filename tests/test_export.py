@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_no_batch_is_of_blank_texts_alone(rows: int, blank: int) -> None:
     assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))
     assert all(texts[batch[0]].strip() for batch in batches)
     assert running._batches(["", " "]) == [[1, 0]]
+
+
+def test_half_a_sign_is_read_as_the_library_reads_it() -> None:
+    session: Any = Session.__new__(Session)
+    session.tokenizers = [Tokenizer.from_file(str(tiny.build("bert") / "tokenizer.json"))]
+    session._session = SimpleNamespace(run=lambda _, feed: [feed["input_ids"].astype(np.float32)])
+    found = session.probabilities(["good \ud800 wind"])
+    assert found.tolist() == session.probabilities(["good \ufffd wind"]).tolist() and found.shape[1] > 3
 
 
 def test_a_row_without_tokens_is_read_as_its_pad() -> None:

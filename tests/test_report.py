@@ -454,8 +454,29 @@ def test_kinds_of_rows_are_drawn_as_rows_are() -> None:
 
 def test_the_mean_lies_within_its_interval() -> None:
     low, high = around(np.array([1.0, 2.0, 3.0, 6.0]))
-    assert (low + high) / 2 == pytest.approx(3.0) and high - low == pytest.approx(2 * 1.9599640 * np.sqrt(14 / 3 / 4))
-    assert around(np.array([2.0])) == (2.0, 2.0)
+    factor = np.exp(1.9599640 * np.sqrt(14 / 3 / 4) / 3)
+    assert (low, high) == pytest.approx((3 / factor, 3 * factor))
+    assert around(np.array([2.0])) == (2.0, 2.0) and around(np.zeros(3)) == (0.0, 0.0)
+    assert around(np.array([0.0, 0.0, 0.0, 3.0]))[0] > 0, "no loss is below 0"
+
+
+def test_f1_of_classes_with_few_rows_lies_within_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.eye(60)[np.repeat(np.arange(60), 5)]
+    wrong = rng.integers(60, size=300)
+    decided = np.eye(60, dtype=bool)[np.where(rng.random(300) < 0.8, truth.argmax(axis=1), wrong)]
+    low, high = resampled(metrics.macro_f1, truth, decided)
+    point = metrics.macro_f1(truth, decided)
+    assert low < point < high and abs(point - (low + high) / 2) < (high - low) / 8, "a draw misses rows: it is lower"
+
+
+def test_labels_that_nobody_can_give_are_in_the_figure_and_in_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    truth, strange = rng.random((200, 3)) < 0.4, rng.random(200) < 0.5
+    decided = truth ^ (rng.random((200, 3)) < 0.1)
+    point = metrics.micro_f1(truth, decided, None, strange)
+    low, high = resampled(metrics.micro_f1, truth, decided, strange=strange)
+    assert low < point < high and high < metrics.micro_f1(truth, decided)
 
 
 def test_reliability_is_what_the_calibration_error_sums() -> None:

@@ -13,7 +13,7 @@ from samples import make, saved, worded
 from serving import Hold, Reply, answered, ask, classify, connected, everything, hold, running, until
 
 from sonde.errors import ArgumentError
-from sonde.serve import Settings, named_folders
+from sonde.serve import Settings, models, named_folders
 from sonde.serve import guard as guarding
 from sonde.serve import protocol as clock
 from sonde.serve.service import Service
@@ -215,6 +215,59 @@ def test_a_connection_is_kept_between_requests_and_timed_while_a_head_comes(
     assert everything(connection) == b""
 
 
+def test_who_is_refused_and_sends_on_drop_by_drop_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "HEAD_SECONDS", 0.5)
+    with running({"words": folder}, token=TOKEN) as service:
+        connection = connected(service)
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        until(lambda: _is_closed_after(connection, b"x"), 10)
+        until(lambda: not service._server.server_state.connections)
+
+
+def _is_closed_after(connection: socket.socket, drop: bytes) -> bool:
+    try:
+        connection.sendall(drop)
+        time.sleep(0.05)
+        connection.settimeout(0.01)
+        return connection.recv(65536) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_who_does_not_take_the_answer_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "TAKEN_SECONDS", 0.5)
+    with running({"words": folder}, max_texts=40_000, queue_texts=40_000) as service:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = service.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        body = json.dumps({"texts": ["cold"] * 40_000}).encode()
+        head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: service._server.server_state.connections)
+        until(lambda: not service._server.server_state.connections, 30)
+        connection.close()
+
+
+def test_too_many_connections_are_told_in_json_and_probes_are_answered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "MAX_CONNECTIONS", 2)
+    with running({"words": folder}) as service:
+        idle = [connected(service) for _ in range(2)]
+        until(lambda: len(service._server.server_state.connections) == 2)
+        refused = post(service, {"text": "a"})
+        assert refused.status == 503 and "Too many connections" in refused.error
+        assert refused.headers["retry-after"] and refused.headers["connection"] == "close"
+        assert [ask(service, path).status for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
+        for one in idle:
+            one.close()
+        until(lambda: post(service, {"text": "a"}).status == 200)
+
+
 def test_nonsense_instead_of_http_is_refused(service: Service) -> None:
     connection = connected(service)
     connection.sendall(b"\x16\x03\x01\x02\x00hello\r\n\r\n")
@@ -398,6 +451,25 @@ def test_a_model_whose_reload_fails_stays_as_it_was(tmp_path: Path) -> None:
         assert 'sonde_reloads_total{model="words",outcome="failed"} 1.0' in page
 
 
+def test_a_reload_for_which_memory_does_not_suffice_is_told_and_the_next_is_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running({"words": folder, "more": folder}, token=TOKEN) as service:
+        authorised, tried = {"Authorization": f"Bearer {TOKEN}"}, list[str]()
+
+        def crowded(name: str, *_: Any) -> Any:
+            tried.append(name)
+            raise MemoryError("no room\nat all")
+
+        monkeypatch.setattr(models, "_open", crowded)
+        failed = ask(service, "/v1/models/words/reload", b"", authorised)
+        assert failed.status == 409 and failed.error == "The model 'words' stays as it was: MemoryError: no room"
+        told: list[tuple[str, str]] = []
+        service.models.reload_all(lambda name, error: told.append((name, type(error).__name__)))
+        assert told == [("words", "MemoryError"), ("more", "MemoryError")] and tried == ["words", "words", "more"]
+        assert ask(service, "/v1/classify", {"text": "the cold wind"}, authorised).status == 200
+
+
 def test_reloads_over_http_need_a_token(service: Service) -> None:
     refused = post(service, b"", "/v1/models/words/reload")
     assert refused.status == 403 and "only where a token is asked for; send SIGHUP instead" in refused.error
@@ -421,6 +493,32 @@ def test_a_stop_answers_what_was_accepted(folder: Path, monkeypatch: pytest.Monk
     assert {tuple(one["label"] for one in reply.json["results"]) for reply in replies} == {("weather", "post")}
 
 
+def test_who_is_given_up_by_a_stop_is_told_and_no_reload_holds_it_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    with running({"words": folder}, stop_seconds=1, token=TOKEN) as service:
+        held: Hold = hold(service, monkeypatch)
+        monkeypatch.setattr(models, "_open", lambda *_: gate.wait(60))
+        authorised, replies = {"Authorization": f"Bearer {TOKEN}"}, list[Reply]()
+        threads = [
+            threading.Thread(target=lambda path=path, body=body: replies.append(ask(service, path, body, authorised)))
+            for path, body in (("/v1/classify", {"text": "a"}), ("/v1/models/words/reload", b""))
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: held.calls)
+        time.sleep(0.3)
+        began = time.monotonic()
+        service.stop()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < 15
+        held.gate.set()
+    gate.set()
+    assert [(reply.status, reply.error) for reply in replies] == [(503, "The service is stopping.")] * 2
+
+
 # --------------------------------------------------------------------- settings
 
 
@@ -433,8 +531,10 @@ def test_a_stop_answers_what_was_accepted(folder: Path, monkeypatch: pytest.Monk
         ({"max_texts": 0}, "--max-texts is 0; it must be at least 1"),
         ({"queue_texts": 10}, "--queue-texts is 10, less than the 1024 texts"),
         ({"queue_characters": 10}, "--queue-characters is 10, less than the 4194304 bytes"),
-        ({"body_seconds": 0}, "--body-seconds is 0; it must be more than 0 seconds"),
+        ({"body_seconds": 0}, "--body-seconds is 0; it must be a number of seconds above 0"),
         ({"answer_seconds": float("nan")}, "--answer-seconds is nan"),
+        ({"stop_seconds": float("inf")}, "--stop-seconds is inf; it must be a number of seconds"),
+        ({"max_body_bytes": 2**27, "queue_characters": 2**27}, "--max-body-bytes is 134,217,728; it must be at most"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], sentence: str) -> None:

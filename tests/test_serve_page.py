@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def service(folders: dict[str, Path]) -> Iterator[Service]:
-    with running(folders, max_texts=64) as started:
+    with running(folders, max_texts=40) as started:
         yield started
 
 
@@ -243,6 +243,45 @@ class TestPage:
         expected = [one["label"] for one in ask(service, "/v1/classify", {"texts": texts}).json["results"]]
         assert (cells[0::3], cells[1::3]) == (texts, expected)
 
+    def test_rows_keep_their_places_and_one_model_labels_them_all(self, page: Any, _: None) -> None:
+        asked: list[Any] = []
+
+        def note(route: Any) -> None:
+            asked.append(route)
+            if len(asked) > 1:
+                route.continue_()
+
+        page.route("**/v1/classify", note)
+        page.fill("#column", "\n".join(["the cold wind", "", "my parcel", *["a train"] * 60]) + "\n\n")
+        page.click("#label-all")
+        until(lambda: page.evaluate("1") and asked)
+        page.select_option("#model", "evil")
+        assert page.evaluate("document.activeElement !== document.body"), "the keyboard stays where it was"
+        asked[0].continue_()
+        page.wait_for_selector("#download:visible")
+        assert page.inner_text("#progress-text") == "63 of 63 labelled."
+        assert [route.request.post_data_json["model"] for route in asked] == ["inside", "inside"]
+        assert page.locator("#table tbody tr").nth(2).locator("td").first.inner_text() == "my parcel"
+
+    def test_the_reasons_are_those_of_the_text_that_was_asked_last(self, page: Any, _: None) -> None:
+        asked: list[Any] = []
+
+        def note(route: Any) -> None:
+            asked.append(route)
+            if len(asked) > 1:
+                route.continue_()
+
+        page.route("**/v1/explain", note)
+        page.fill("#text", "my parcel arrived late")
+        page.click("#ask")
+        until(lambda: page.evaluate("1") and asked)
+        classify(page, "the cold wind came over the hills")
+        asked[0].continue_()
+        page.wait_for_timeout(500)
+        assert page.inner_text("#tokens") == "the cold wind came over the hills"
+        assert page.inner_text("#verdict strong") == "weather"
+        assert "Solid blue speaks for weather" in page.inner_text("#legend")
+
     def test_nothing_to_label_is_said(self, page: Any, _: None) -> None:
         page.click("#label-all")
         assert "paste a column or open a file first" in page.inner_text("#alert")
@@ -259,6 +298,8 @@ class TestPage:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for selector in ("body", ".hint", "label", "button.main", ".verdict small", ".say"):
             assert _contrast(page, selector) >= 4.5, selector
+        for selector in ("textarea", "select"):
+            assert _contrast(page, selector, "borderTopColor") >= 3, selector
         small = page.evaluate(
             "[...document.querySelectorAll('body *')].filter(one => one.textContent.trim()"
             " && one.getClientRects().length && parseFloat(getComputedStyle(one).fontSize) < 13)"
@@ -303,11 +344,11 @@ def _explained(service: Service) -> Any:
     return ask(service, "/v1/explain", {"text": "the cold wind came over the hills"}).json
 
 
-def _contrast(page: Any, selector: str) -> float:
-    """WCAG 2 contrast of the first such element's text with what lies behind it, worst case of the stacked colours."""
+def _contrast(page: Any, selector: str, of: str = "color") -> float:
+    """WCAG 2 contrast of such elements' text, or of another colour of theirs, with what lies behind it, at worst."""
     return float(
         page.evaluate(
-            """selector => {
+            """([selector, of]) => {
                 const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
                 const mix = (colours) => {
                     canvas.clearRect(0, 0, 1, 1);
@@ -322,12 +363,12 @@ def _contrast(page: Any, selector: str) -> float:
                     if (!one.getClientRects().length) continue;
                     const behind = [];
                     for (let at = one; at; at = at.parentElement) behind.unshift(getComputedStyle(at).backgroundColor);
-                    const paper = mix(behind), ink = mix([...behind, getComputedStyle(one).color]);
+                    const paper = mix(behind), ink = mix([...behind, getComputedStyle(one)[of]]);
                     const [a, b] = [light(paper), light(ink)].sort((x, y) => y - x);
                     worst = Math.min(worst, (a + .05) / (b + .05));
                 }
                 return worst;
             }""",
-            selector,
+            [selector, of],
         )
     )

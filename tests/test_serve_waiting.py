@@ -353,3 +353,42 @@ def test_a_stop_answers_what_waits() -> None:
     asyncio.run(play(worker))
     assert worker.stuck_seconds() == float("inf")
     assert len(reader.calls) == 10
+
+
+def test_small_calls_tell_nothing_of_how_fast_many_texts_are_read() -> None:
+    reader = Reader(0.1)
+
+    async def play(worker: Worker) -> None:
+        one = model(reader, call_tokens=1000)
+        worker.start()
+        small = Job(one, ["a"])
+        worker.put(small)
+        await small.future  # 3 tokens in .1 s
+        large, beside = Job(one, ["a" * 397] * 50), Job(one, ["b"])
+        worker.put(large)  # 5,000 tokens: three minutes at that pace, .5 s in fact
+        worker.put(beside)
+        await asyncio.gather(large.future, beside.future)
+
+    run(play, answer_seconds=5)
+
+
+def test_explanations_have_a_pace_of_their_own() -> None:
+    reader = Reader()
+
+    async def play(worker: Worker) -> None:
+        one = model(reader, call_tokens=12)
+        worker.start()
+        batch, slow = Job(one, ["a"] * 40), Job(one, ["b"], lambda: time.sleep(0.3))
+        for job in (batch, slow):
+            worker.put(job)
+            await job.future
+        taken = []
+        with pytest.raises(Full):
+            for _ in range(9):
+                job = Job(one, ["b"], lambda: time.sleep(0.3))
+                worker.put(job)
+                taken.append(job)
+        assert 1 <= len(taken) <= 5, "more would be answered too late"
+        await asyncio.gather(*(job.future for job in taken))
+
+    run(play, answer_seconds=1)

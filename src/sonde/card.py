@@ -13,7 +13,7 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 CARD = "README.md"
@@ -53,7 +53,8 @@ def _header(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield "library_name: sonde"
     yield "pipeline_tag: text-classification"
     yield "tags: [sonde, text-classification]"
-    if names := [_name(about["id"]) for about in manifest["backbones"].values()]:
+    ids = [about["id"] for about in manifest["backbones"].values()]
+    if names := [one for one in ids if one == _name(one) and not Path(one).exists()]:  # a folder is nobody's repository
         yield f"base_model: {json.dumps(list(dict.fromkeys(names)))}"
     yield "license: other  # to be filled in: the licence under which this model is given away"
     yield "---"

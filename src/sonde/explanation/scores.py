@@ -110,7 +110,7 @@ def _index(classifier: TextClassifier, label: Any) -> int:
             return column
     more = ", ..." if len(known) > NAMED_LABELS else ""
     named = ", ".join(map(str, known[:NAMED_LABELS])) + more
-    raise ArgumentError(f"The label {label!r} is unknown to this model; it knows {len(known)}: {named}.")
+    raise ArgumentError(f"The label {label!r:.80} is unknown to this model; it knows {len(known)}: {named}.")
 
 
 class _Reader:

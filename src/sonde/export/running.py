@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from sonde.errors import need
 from sonde.export.graph import inputs_of
+from sonde.read.view import clean
 
 BATCH = 32
 """Texts that go through the graph together: a usual number, and few enough for a laptop's memory."""
@@ -83,7 +84,7 @@ class Session:
         """One batch."""
         feed: dict[str, np.ndarray] = {}
         for tokenizer, (ids, mask) in zip(self.tokenizers, inputs_of(len(self.tokenizers)), strict=True):
-            encoded = tokenizer.encode_batch(list(texts))
+            encoded = tokenizer.encode_batch([clean(text) for text in texts])
             feed[ids] = np.array([one.ids for one in encoded], dtype=np.int64)  # row token
             feed[mask] = np.array([one.attention_mask for one in encoded], dtype=np.int64)  # row token
         found: np.ndarray = self._session.run(["probabilities"], feed)[0]

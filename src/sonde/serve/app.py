@@ -5,7 +5,10 @@ PATHS   the routes, as metrics and logs name them
 """
 
 import asyncio
+import contextlib
 import json
+import logging
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -30,10 +33,12 @@ from sonde.serve.fields import (
     State,
 )
 from sonde.serve.metrics import Metrics
-from sonde.serve.models import Model, Models
+from sonde.serve.models import Model, Models, said_of
 from sonde.serve.problems import CLIENT_GONE, STATUSES, Refused, add_handlers, documented
 from sonde.serve.settings import Settings
 from sonde.serve.waiting import Full, Job, Worker
+
+logger = logging.getLogger(__name__)
 
 PATHS = {"/", "/v1/classify", "/v1/explain", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json"}
 
@@ -135,7 +140,7 @@ class _Routes:
 
     async def list_models(self) -> Response:
         """List the models that are served."""
-        return _json({"models": [described(model) for model in self.models]})
+        return _json({"models": [described(model) for model in self.models], "max_texts": self.settings.max_texts})
 
     async def reload(self, name: str) -> Response:
         """Load a model anew from its folder; needs a service that was started with a token."""
@@ -144,10 +149,12 @@ class _Routes:
         if self.models.find(name) is None:
             raise Refused(404, self._unknown(name))
         try:
-            model = await asyncio.to_thread(self.models.reload, name)
-        except SondeError as error:
+            model = await _in_thread(lambda: self.models.reload(name))
+        except Exception as error:
             self.metrics.reloads.labels(name, "failed").inc()
-            raise Refused(409, f"The model {name!r} stays as it was: {error}") from error
+            if not isinstance(error, SondeError):
+                logger.exception("a reload failed")
+            raise Refused(409, f"The model {name!r} stays as it was: {said_of(error)}") from error
         self.metrics.reloads.labels(name, "done").inc()
         return _json(described(model))
 
@@ -216,8 +223,30 @@ class _Routes:
             if gone.done() and not gone.cancelled():
                 raise Refused(CLIENT_GONE, "Nobody waits for the answer any more.")
             raise Refused(504, f"The answer took longer than {self.settings.answer_seconds:g} s.")
+        found = _refuse_bad(job.future.result)
         self.metrics.texts.labels(job.model.name, task).inc(len(job.texts))
-        return _refuse_bad(job.future.result)
+        return found
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    """What it gives, from a thread that no stop waits for; those of asyncio are joined, however long they take."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def work() -> None:
+        try:
+            told: tuple[Callable[[Any], None], Any] = (future.set_result, call())
+        except Exception as error:
+            told = (future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, *told)
+
+    threading.Thread(target=work, name="sonde-reload", daemon=True).start()
+    return await future
 
 
 def _refuse_bad(call: Callable[[], Any]) -> Any:

@@ -82,7 +82,7 @@ class ExplainRequest(_Asked):
         json_schema_extra={"examples": [{"text": TEXT}, {"text": TEXT, "label": "refund", "top": 3}]}
     )
 
-    text: Annotated[str, Field(description="A text that is not blank.")]
+    text: Annotated[str, Field(description="A text that is not blank, of at most 20,000 characters.")]
     model: Annotated[str | None, Field(description=MODEL_HELP)] = None
     label: Annotated[Label | None, Field(description="The label to explain; the most probable one if left out.")] = None
     against: Annotated[Label | None, Field(description="One other label, instead of all others.")] = None
@@ -157,6 +157,7 @@ class ModelList(BaseModel):
     """The first is asked where a request names none."""
 
     models: list[ModelEntry]
+    max_texts: Annotated[int, Field(description="Texts that one request may have.")]
 
 
 class State(BaseModel):

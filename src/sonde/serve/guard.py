@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sonde.serve.metrics import Metrics
 from sonde.serve.problems import CLIENT_GONE, DEFECT, Refused, problem
-from sonde.serve.settings import Settings
+from sonde.serve.settings import MAX_BODIES_BYTES, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,12 @@ OPEN_FOLDER = "/static/"
 
 RELOAD = re.compile(r"/v1/models/[^/]+/reload")
 
+MAX_CONNECTIONS = 2048
+"""Past it requests are refused, and their connections closed: idle ones cost memory and file handles too."""
+
 MAX_REQUESTS = 1024
 """Requests in flight; each may hold a connection and a body."""
 
-MAX_BODIES_BYTES = 64 * 2**20
-"""Bodies in flight, together: memory stays bounded however many connections send at once."""
 
 DRAINED_BODIES = 16
 """So many times the allowed size is read and dropped before a 413: a client that is still sending reads no answer."""
@@ -76,12 +77,18 @@ class Guard:
         Whether it listens on this machine alone: without a token, only names of this machine are then answered.
     paths : set of str
         Routes, as metrics and logs name them; others are "other".
+    connections : callable
+        How many there are.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, loopback: bool, paths: set[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, loopback: bool, paths: set[str],
+        connections: Callable[[], int] = lambda: 0,
+    ) -> None:  # fmt: skip
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
+        self._connections = connections
         self._expected = None if settings.token is None else settings.token.encode()
-        self._hosts = LOOPBACK_HOSTS if loopback and settings.token is None else None
+        self._hosts = LOOPBACK_HOSTS | {settings.host.lower()} if loopback and settings.token is None else None
         self._bytes = 0
         self.in_flight = 0
 
@@ -97,7 +104,9 @@ class Guard:
         except Refused as refused:
             await self._refuse(refused, exchange, receive)
         except asyncio.CancelledError:  # the stop waits no longer
-            exchange.status = exchange.status or 503
+            if not exchange.status:
+                headers = {"Retry-After": str(BUSY_SECONDS), "Connection": "close"}
+                await self._refuse(Refused(503, "The service is stopping.", headers), exchange, receive)
             raise
         except Exception:
             logger.exception("a request failed", extra={"fields": {"id": exchange.id}})
@@ -111,8 +120,12 @@ class Guard:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_token(scope["path"], headers)
-        if self.in_flight > MAX_REQUESTS and scope["path"] not in PROBES:
-            raise Refused(503, "Too many requests at once; come again.", {"Retry-After": str(BUSY_SECONDS)})
+        if scope["path"] not in PROBES:
+            if self._connections() > MAX_CONNECTIONS:
+                closing = {"Retry-After": str(BUSY_SECONDS), "Connection": "close"}
+                raise Refused(503, "Too many connections at once; come again.", closing)
+            if self.in_flight > MAX_REQUESTS:
+                raise Refused(503, "Too many requests at once; come again.", {"Retry-After": str(BUSY_SECONDS)})
         body = bytearray()
         try:
             await self._timed(self._read(body, headers, receive))

@@ -2,6 +2,7 @@
 
 named_folders   what a command line says -> name and folder of each model
 Model           a loaded classifier under its name: texts -> probabilities, and how deep it reads
+said_of         an error of a reload -> what is told of it
 Models          all of them; a reload puts a new one in an old one's place, or changes nothing
 """
 
@@ -151,22 +152,29 @@ class Models:
 
         Raises
         ------
-        SondeError
+        SondeError and others
             If it cannot be loaded; the old one is then served on.
         """
         with self._reloading:  # one at a time: each holds a second copy of a model
             self._models[name] = _open(name, self._folders[name], self._load)
             return self._models[name]
 
-    def reload_all(self, tell: Callable[[str, SondeError | None], None]) -> None:
+    def reload_all(self, tell: Callable[[str, Exception | None], None]) -> None:
         """Reload one after the other; `tell` hears how each went."""
         for name in self.names:
             try:
                 self.reload(name)
-            except SondeError as error:
+            except Exception as error:  # such as a lack of memory: for a moment there are two copies
                 tell(name, error)
             else:
                 tell(name, None)
+
+
+def said_of(error: Exception) -> str:
+    """The sentence of an error of ours; of others the kind and the first line."""
+    if isinstance(error, SondeError):
+        return str(error)
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _open(name: str, folder: Path, settings: Mapping[str, Any]) -> Model:

@@ -1,4 +1,4 @@
-"""A connection that does not send a whole request head in time is closed.
+"""A connection that does not send a whole request head in time, or does not take its answer, is closed.
 
 Protocol   uvicorn's HTTP/1.1 protocol with a clock
 """
@@ -14,10 +14,15 @@ HEAD_SECONDS = 10.0
 only: without this one, connections that say nothing would be kept for ever."""
 
 
+TAKEN_SECONDS = 60.0
+"""For what waits to be sent to drain: a client that asks and does not read would keep its answer here for ever."""
+
+
 class Protocol(H11Protocol):
-    """Closes connections on which no request begins, or whose request head does not end."""
+    """Closes connections on which no request begins, or whose request head does not end, and those that do not read."""
 
     _clock: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
@@ -25,17 +30,36 @@ class Protocol(H11Protocol):
         self._wind()
 
     def data_received(self, data: bytes) -> None:
-        """Wind the clock where a head is unfinished, stop it where a request runs."""
+        """Stop the clock where a request runs; wind it where a head is unfinished.
+
+        And where a body goes on whose request is answered already: uvicorn's own clock stops at each of its bytes.
+        """
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._stop()
-        elif self._clock is None and self.conn.trailing_data[0]:
+        elif self._clock is None:
             self._wind()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write."""
+        super().pause_writing()
+        self._patiently()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        self._taken()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, whether or not it takes what is still to be sent."""
+        super().timeout_keep_alive_handler()
+        self._patiently()
 
     def _wind(self) -> None:
         self._stop()
@@ -46,6 +70,16 @@ class Protocol(H11Protocol):
             self._clock.cancel()
             self._clock = None
 
+    def _patiently(self) -> None:
+        if self._sending is None:
+            self._sending = self.loop.call_later(TAKEN_SECONDS, self.transport.abort)
+
+    def _taken(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+            self._patiently()

@@ -16,20 +16,17 @@ from typing import Any
 
 import uvicorn
 
-from sonde.errors import ArgumentError, SondeError, warn
+from sonde.errors import ArgumentError, warn
 from sonde.serve.app import PATHS, build
 from sonde.serve.guard import Guard
 from sonde.serve.metrics import Metrics
-from sonde.serve.models import Model, Models
+from sonde.serve.models import Model, Models, said_of
 from sonde.serve.page import FILES
 from sonde.serve.protocol import Protocol
 from sonde.serve.settings import Settings, is_loopback
 from sonde.serve.waiting import Worker
 
 logger = logging.getLogger(__name__)
-
-MAX_CONNECTIONS = 2048
-"""Past it uvicorn itself answers 503: idle connections cost memory and file handles too."""
 
 BACKLOG = 2048
 """Connections that the system holds until they are accepted; it may allow fewer."""
@@ -98,7 +95,10 @@ class Service:
 
     def _configured(self, loopback: bool) -> uvicorn.Config:
         app = build(self.models, self._worker, self._settings, self.metrics, lambda: self._server.should_exit)
-        guard = Guard(app, self._settings, self.metrics, loopback, PATHS | FILES.keys())
+        guard = Guard(
+            app, self._settings, self.metrics, loopback, PATHS | FILES.keys(),
+            lambda: len(self._server.server_state.connections),
+        )  # fmt: skip
         self.metrics.watch("queue_texts", lambda: self._worker.texts)
         self.metrics.watch("queue_characters", lambda: self._worker.characters)
         self.metrics.watch("requests_in_flight", lambda: guard.in_flight)
@@ -111,7 +111,6 @@ class Service:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=_whole(self._settings.stop_seconds),
         )
@@ -143,10 +142,10 @@ class Service:
     def _hang_up(self) -> None:
         threading.Thread(target=self.models.reload_all, args=(self._tell,), name="sonde-reload", daemon=True).start()
 
-    def _tell(self, name: str, error: SondeError | None) -> None:
+    def _tell(self, name: str, error: Exception | None) -> None:
         outcome = "done" if error is None else "failed"
         self.metrics.reloads.labels(name, outcome).inc()
-        fields = {"model": name, "outcome": outcome, "error": None if error is None else str(error)}
+        fields = {"model": name, "outcome": outcome, "error": None if error is None else said_of(error)}
         logger.log(logging.INFO if error is None else logging.ERROR, "reload", extra={"fields": fields})
 
 

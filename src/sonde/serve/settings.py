@@ -3,12 +3,16 @@
 Settings   a frozen record, checked
 """
 
+import math
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from sonde.errors import ArgumentError
 
 MAX_PORT = 65535
+
+MAX_BODIES_BYTES = 64 * 2**20
+"""Bodies in flight, together: memory stays bounded however many connections send at once."""
 
 MIN_TOKEN = 16
 """Characters: a shorter secret can be guessed by asking."""
@@ -52,8 +56,15 @@ class Settings:
         for name in ("max_body_bytes", "max_texts", "queue_texts", "queue_characters"):
             self._at_least_one(name)
         for name in ("body_seconds", "answer_seconds", "stop_seconds"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{_option(name)} is {getattr(self, name)}; it must be more than 0 seconds.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ArgumentError(
+                    f"{_option(name)} is {getattr(self, name)}; it must be a number of seconds above 0."
+                )
+        if self.max_body_bytes > MAX_BODIES_BYTES:
+            raise ArgumentError(
+                f"--max-body-bytes is {self.max_body_bytes:,}; it must be at most {MAX_BODIES_BYTES:,}, which is what "
+                "the bodies of all requests may hold together."
+            )
         if self.queue_texts < self.max_texts:
             raise ArgumentError(
                 f"--queue-texts is {self.queue_texts}, less than the {self.max_texts} texts that one request may hold "

@@ -16,7 +16,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,12 @@ SPECIAL_TOKENS = 3
 
 RECENT = 0.2
 """Weight of the last call in the estimate of speed: a handful of calls forgets an unusual one."""
+
+TELLING = 0.5
+"""Of a whole call: a smaller one tells what a call costs, not how fast texts are read where many wait."""
+
+OWN_TOKENS = 200
+"""What a job's own call, such as an explanation, costs beside its tokens."""
 
 LONGEST_RETRY_SECONDS = 60
 
@@ -85,7 +91,12 @@ class Job:
         """Count once what it will cost."""
         self.costs = [_tokens(text, self.model.most_tokens) for text in self.texts]
         self.characters = sum(map(len, self.texts))
-        self.tokens = sum(self.costs)
+        self.tokens = sum(self.costs) + (OWN_TOKENS if self.call else 0)
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What is as fast as this one: the same model, asked for the same kind of thing."""
+        return self.model.name, self.call is not None
 
     @property
     def waited(self) -> float:
@@ -127,7 +138,8 @@ class Worker:
             threading.Thread(target=self._run, name=f"sonde-worker-{n}", daemon=True) for n in range(CALLS)
         ]
         self._running: dict[int, _Call] = {}
-        self._tokens_a_second: float | None = None
+        self._speeds: dict[tuple[str, bool], float] = {}
+        self._due: Counter[tuple[str, bool]] = Counter()
         self.texts = self.characters = self.tokens = 0
 
     # ------------------------------------------------------- the event loop's side
@@ -156,7 +168,7 @@ class Worker:
         with self._wake:
             self._drop_abandoned()  # nobody waits for those: they must not keep others out
             if self._is_too_much(job):
-                raise Full(min(max(math.ceil(self._seconds(self.tokens)), 1), LONGEST_RETRY_SECONDS))
+                raise Full(min(max(math.ceil(self._seconds()), 1), LONGEST_RETRY_SECONDS))
             self._count(job, 1)
             self._jobs.append(job)
             self._wake.notify()
@@ -176,12 +188,13 @@ class Worker:
         return (
             self.texts + len(job.texts) > bounds.queue_texts
             or self.characters + job.characters > bounds.queue_characters
-            or self._seconds(self.tokens + job.tokens) > bounds.answer_seconds
+            or self._seconds(job) > bounds.answer_seconds
         )
 
-    def _seconds(self, tokens: int) -> float:
-        """How long so many tokens will take, as far as is known."""
-        return 0.0 if self._tokens_a_second is None else tokens / self._tokens_a_second
+    def _seconds(self, more: Job | None = None) -> float:
+        """How long what waits will take, and one job more, as far as speeds are known."""
+        due = self._due + Counter({more.kind: more.tokens} if more else {})
+        return sum(tokens / self._speeds[kind] for kind, tokens in due.items() if kind in self._speeds)
 
     def _count(self, job: Job, sign: int) -> None:
         """Let a job take room in the queue, or give it back, once: it may be dropped in the middle of its call."""
@@ -191,6 +204,7 @@ class Worker:
         self.texts += sign * len(job.texts)
         self.characters += sign * job.characters
         self.tokens += sign * job.tokens
+        self._due[job.kind] += sign * job.tokens
 
     # ----------------------------------------------------------- the thread's side
 
@@ -269,12 +283,18 @@ class Worker:
             job.begun = job.begun or started
         first = slices[0][0]
         if first.call is not None:
-            return [(first, _attempt(first.call))]
+            result = _attempt(first.call)
+            if not isinstance(result, Exception):
+                self._learn_speed(first.kind, first.tokens, time.perf_counter() - started)
+            return [(first, result)]
         texts = [text for job, start, stop in slices for text in job.texts[start:stop]]
         answer = _attempt(lambda: first.model.answer(texts))
         if isinstance(answer, Exception):
             return self._one_by_one(slices, answer)
-        self._learn_speed(slices, time.perf_counter() - started)
+        seconds, tokens = time.perf_counter() - started, sum(sum(job.costs[start:stop]) for job, start, stop in slices)
+        if tokens >= TELLING * first.model.call_tokens:
+            self._learn_speed(first.kind, tokens, seconds)
+        self._observe(first.model, len(texts), seconds)
         return self._spread(slices, answer)
 
     def _spread(self, slices: list[Slice], answer: Answer) -> list[tuple[Job, Any]]:
@@ -296,12 +316,10 @@ class Worker:
             return [(slices[0][0], error)]
         return [pair for one in slices for pair in self._call([one])]
 
-    def _learn_speed(self, slices: list[Slice], seconds: float) -> None:
-        tokens = sum(sum(job.costs[start:stop]) for job, start, stop in slices)
+    def _learn_speed(self, kind: tuple[str, bool], tokens: int, seconds: float) -> None:
         speed = tokens / max(seconds, 1e-6) * max(len(self._running), 1)
-        known = self._tokens_a_second
-        self._tokens_a_second = speed if known is None else (1 - RECENT) * known + RECENT * speed
-        self._observe(slices[0][0].model, sum(stop - start for _, start, stop in slices), seconds)
+        known = self._speeds.get(kind)
+        self._speeds[kind] = speed if known is None else (1 - RECENT) * known + RECENT * speed
 
     def _finish(self, finished: list[tuple[Job, Any]]) -> None:
         """Hand results over to the loops that wait for them, and let others begin."""

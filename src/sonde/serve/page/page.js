@@ -10,14 +10,18 @@ const MOST_CHARACTERS = 200_000; // in one request, far below what a body may ho
 const SHOWN_ROWS = 100; // of the table; the file holds all
 const TRIES = 20; // of a request that finds the service full
 let models = [];
+let mostTexts = MOST_TEXTS; // or fewer, where the service takes fewer
 let labelled = null;
-let running = null;
+let running = null; // while a column is labelled
+let newest = 0; // the number of the last question: answers to older ones are dropped
 
 // ------------------------------------------------------------------ models and errors
 
 async function begin() {
   try {
-    ({ models } = await ask("/v1/models"));
+    const found = await ask("/v1/models");
+    models = found.models;
+    mostTexts = Math.min(MOST_TEXTS, found.max_texts);
   } catch (error) {
     $("about").textContent = "";
     return complain(error);
@@ -58,18 +62,18 @@ function settings() {
 async function classify() {
   const text = $("text").value;
   if (!text.trim()) return;
-  $("ask").disabled = true;
+  const own = ++newest;
   try {
     const found = await ask("/v1/classify", { text, ...settings() });
+    if (own !== newest) return;
     complain(null);
     show(found, found.results[0]);
     $("answer").hidden = false;
-    await why(text, found);
+    await why(text, found, own);
   } catch (error) {
+    if (own !== newest) return;
     $("answer").hidden = true;
     complain(error);
-  } finally {
-    $("ask").disabled = false;
   }
 }
 
@@ -84,16 +88,17 @@ function show(found, result) {
   $("probabilities").replaceChildren(...bars(pairs, new Set(result.label_set)));
 }
 
-async function why(text, { model }) {
+async function why(text, { model }, own) {
   for (const id of ["layers", "tokens", "token-table", "gram-table"]) $(id).replaceChildren();
   $("legend").textContent = "Looking for the reasons …";
   let said;
   try {
     said = await ask("/v1/explain", { text, model });
   } catch (error) {
-    $("legend").textContent = error.message;
+    if (own === newest) $("legend").textContent = error.message;
     return;
   }
+  if (own !== newest) return;
   $("legend").textContent =
     `Solid blue speaks for ${said.label}, dashed orange against it. Log-odds ${signed(said.score)}, of which ` +
     `${signed(said.bias)} for any text` + (said.method === "exact" ? "." : `, the rest by ${said.method}.`);
@@ -142,7 +147,7 @@ function* batches(texts) {
   let start = 0;
   while (start < texts.length) {
     let stop = start, characters = 0;
-    while (stop < texts.length && stop - start < MOST_TEXTS && (stop === start || characters + texts[stop].length < MOST_CHARACTERS)) {
+    while (stop < texts.length && stop - start < mostTexts && (stop === start || characters + texts[stop].length < MOST_CHARACTERS)) {
       characters += texts[stop++].length;
     }
     yield texts.slice(start, stop);
@@ -156,25 +161,30 @@ async function patiently(body, signal) {
       return await ask("/v1/classify", body, signal);
     } catch (error) {
       if (error.status !== 503 || attempt === TRIES) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 1000 * Math.max(error.seconds, 1)));
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, 1000 * Math.max(error.seconds, 1));
+        signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+      });
       signal.throwIfAborted();
     }
   }
 }
 
 async function labelAll() {
+  if (running) return;
   refresh();
   const head = $("header").checked ? 1 : 0;
   const column = Number($("which").value) || 0;
   const texts = rows.slice(head).map((row) => row[column] ?? "");
   if (!texts.length) return complain(new Problem("There is no text to label: paste a column or open a file first."));
   complain(null);
+  const asked = settings(); // one model for the whole column, whatever is chosen meanwhile
   running = new AbortController();
   labelled = [];
   busy(true, texts.length);
   try {
     for (const some of batches(texts)) {
-      const { results } = await patiently({ texts: some, ...settings() }, running.signal);
+      const { results } = await patiently({ texts: some, ...asked }, running.signal);
       results.forEach((result, i) => labelled.push([some[i], shownLabel(result), result.probability ?? Math.max(...result.probabilities)]));
       $("progress").value = labelled.length;
       $("progress-text").textContent = `${labelled.length} of ${texts.length} labelled.`;
@@ -183,6 +193,7 @@ async function labelAll() {
     if (!running.signal.aborted) complain(error);
     $("progress-text").textContent = `Stopped: ${labelled.length} of ${texts.length} labelled.`;
   } finally {
+    running = null;
     busy(false);
   }
   showLabelled();
@@ -191,7 +202,7 @@ async function labelAll() {
 const shownLabel = ({ label }) => (Array.isArray(label) ? label.join(" | ") : String(label ?? ""));
 
 function busy(on, total = 1) {
-  $("label-all").disabled = on;
+  $("label-all").setAttribute("aria-disabled", String(on)); // a button that is disabled loses the keyboard
   $("stop").hidden = !on;
   if (on) Object.assign($("progress"), { max: total, value: 0, hidden: false });
   else $("progress").hidden = true;

@@ -1,13 +1,13 @@
 // Files of texts, and files of labels.
 //
-// parse    the text of a file -> rows of cells (RFC 4180); separator null = each row is one cell
+// parse    the text of a file -> rows of cells (RFC 4180); separator null = each row is one cell, blank ones too
 // write    rows of cells -> the text of a CSV file that spreadsheets read as data
 
 export function parse(source, separator) {
   const rows = [];
   let row = [], cell = "", quoted = false, fresh = true;
   const endCell = () => { row.push(cell); cell = ""; fresh = true; };
-  const endRow = () => { endCell(); if (row.length > 1 || row[0] !== "") rows.push(row); row = []; };
+  const endRow = () => { endCell(); if (row.length > 1 || row[0] !== "" || separator === null) rows.push(row); row = []; };
   const text = source.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n");
   for (let i = 0; i < text.length; i++) {
     const sign = text[i];
@@ -21,6 +21,7 @@ export function parse(source, separator) {
     else { cell += sign; fresh = false; }
   }
   endRow();
+  while (rows.length && rows.at(-1).join("") === "") rows.pop(); // those between others keep their place in a sheet
   return rows;
 }
 
