@@ -58,6 +58,7 @@ from sonde.errors import DataError
 from sonde.learn.metrics import mcnemar
 from sonde.plan import BUNDLE
 from sonde.read.backbone import load_backbone
+from sonde.read.batching import TOKEN_BUDGET, collate, plan
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
 from sonde.read.packing import BUDGET, WIDER, apart, lay, pack
@@ -229,10 +230,15 @@ def untapped(texts: list[str], place: Source) -> None:
     pieces = tokenise(unique, backbone.tokenizer, place.view)
     forward = backbone._forward
     model = forward.main_part(without_pooler(forward.model))
-    assert forward.packs, "the bundle is packed where it is read in bfloat16"
+    lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     with torch.inference_mode():
-        for batch in pack([len(ids) for ids in pieces.ids], BUDGET):
-            packed = lay(pieces, batch, filler_id(backbone.tokenizer), backbone.causal, BUDGET + WIDER)
+        if not forward.packs:  # in float32
+            for batch in plan(lengths, TOKEN_BUDGET["cpu"]):
+                inputs = collate(pieces, batch, filler, backbone.causal)
+                forward.call(model, inputs.ids, inputs.mask, MAIN)
+            return
+        for batch in pack(lengths, BUDGET):
+            packed = lay(pieces, batch, filler, backbone.causal, BUDGET + WIDER)
             with apart(packed.spans):
                 forward.call(model, packed.ids, None, MAIN, **forward.placed(packed))
 

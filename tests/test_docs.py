@@ -115,7 +115,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def numbers_aside(line: str) -> str:
     """A line with its numbers and runs of white space made equal: figures differ from machine to machine."""
-    return " ".join(re.sub(r"\d[\d.,]*", "0", line).split())
+    return " ".join(re.sub(r"\d[\d.,]*(e-?\d+)?", "0", line).split())
 
 
 def printed(command: str, folder: Path) -> str:

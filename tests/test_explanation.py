@@ -196,7 +196,8 @@ def test_networks_say_that_they_are_approximate(recipe: str) -> None:
     classifier = make(recipe).fit(TEXTS, LABELS)
     for one in sonde.explain(classifier, NEW[:3]):
         assert one.method == "integrated gradients"
-        assert abs(one.remainder) <= 0.02 * abs(one.score - one.bias) + 1e-3
+        loud = sum(abs(token.contribution) for token in one.tokens)  # where tokens cancel, the score says little
+        assert abs(one.remainder) <= 0.02 * max(abs(one.score - one.bias), loud) + 1e-3
         assert sum(layer.share for layer in one.layers) == pytest.approx(1)
 
 
