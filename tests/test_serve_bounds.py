@@ -222,6 +222,7 @@ def test_who_is_refused_and_sends_on_drop_by_drop_is_closed(folder: Path, monkey
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
         until(lambda: _is_closed_after(connection, b"x"), 10)
+        connection.close()
         until(lambda: not service._server.server_state.connections)
 
 

@@ -1,7 +1,6 @@
 """The queue and its worker, without HTTP: who is read together, who comes next, what is refused."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -49,7 +48,7 @@ def run(play: Callable[[Worker], Coroutine[Any, Any, Any]], **settings: Any) -> 
         try:
             return await asyncio.wait_for(play(worker), 10)
         finally:
-            if not worker.started:
+            if worker._thread.ident is None:
                 worker.start()
             await asyncio.to_thread(worker.stop)
 
@@ -229,7 +228,7 @@ def test_what_nobody_waits_for_keeps_nobody_out() -> None:
 
 
 def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_once() -> None:
-    """Its first texts are being read, and so are the next; the others wait. A call fails, which ends the job too."""
+    """Its first texts are being read, the others wait again; then the call fails, which ends the job too."""
     reader = Reader(0.3)
 
     async def play(worker: Worker) -> None:
@@ -237,7 +236,7 @@ def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_on
         gone, there = Job(one, ["poison", *["a"] * 9]), Job(one, ["b"])
         worker.put(gone)
         worker.start()
-        await asyncio.to_thread(serving.until, lambda: len(reader.calls) == 2)
+        await asyncio.to_thread(serving.until, lambda: reader.calls)
         gone.abandoned = True
         worker.put(there)
         assert worker.texts == 1
@@ -246,93 +245,7 @@ def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_on
         assert not gone.future.done(), "an error that nobody asks for is logged as never retrieved"
 
     run(play)
-    assert [len(call) for call in reader.calls] == [3, 4, 1]
-
-
-class Gates(Reader):
-    """Each call waits for its gate; texts name it by their first letter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gates = {letter: threading.Event() for letter in "abcd"}
-
-    def answer(self, texts: list[str]) -> Answer:
-        found = super().answer(texts)
-        assert self.gates[texts[0][0]].wait(10)
-        return found
-
-    async def seen(self, calls: int) -> None:
-        await asyncio.to_thread(serving.until, lambda: len(self.calls) == calls)
-
-
-def test_a_second_call_begins_beside_the_first_where_what_waits_fills_it() -> None:
-    reader = Gates()
-
-    async def play(worker: Worker) -> None:
-        one = model(reader, call_tokens=12)  # three texts
-        jobs = [Job(one, ["a"]), Job(one, ["b"]), Job(one, ["b"])]
-        worker.start()
-        worker.put(jobs[0])
-        await reader.seen(1)
-        for job in jobs[1:]:
-            worker.put(job)
-        await asyncio.sleep(0.1)
-        assert len(reader.calls) == 1, "two texts are no whole call: they wait for company"
-        jobs += [Job(one, ["bb"]), Job(one, ["bbb"]), Job(one, ["c"])]
-        for job in jobs[3:]:
-            worker.put(job)
-        await reader.seen(2)
-        assert reader.calls[1] == ["b", "b", "bb", "bbb"] and worker.stuck_seconds() > 0.1
-        await asyncio.sleep(0.1)
-        assert len(reader.calls) == 2, "one is left, and two are enough"
-        reader.gates["b"].set()
-        assert lengths(await jobs[4].future) == [3] and not jobs[0].future.done()
-        assert len(reader.calls) == 2
-        for gate in reader.gates.values():
-            gate.set()
-        assert lengths(await jobs[0].future) == lengths(await jobs[5].future) == [1]
-        assert (worker.texts, worker.characters, worker.tokens) == (0, 0, 0)
-
-    run(play)
-
-
-def test_parts_of_one_job_are_put_together_in_their_order_whichever_ends_first() -> None:
-    reader = Gates()
-
-    async def play(worker: Worker) -> None:
-        job = Job(model(reader, call_tokens=6), ["a", "aa", "bbb", "bb", "c"])
-        worker.put(job)
-        worker.start()
-        await reader.seen(2)
-        for gate in "bca":
-            reader.gates[gate].set()
-            await asyncio.sleep(0.05)
-        assert lengths(await job.future) == [1, 2, 3, 2, 1] and worker.texts == 0
-
-    run(play)
-    assert reader.calls == [["a", "aa"], ["bbb", "bb"], ["c"]]
-
-
-def test_calls_of_another_kind_have_the_models_alone() -> None:
-    reader = Gates()
-    running: list[str] = []
-
-    async def play(worker: Worker) -> None:
-        one = model(reader, call_tokens=6)
-        first, own, last = Job(one, ["a"]), Job(one, ["b"], lambda: running.append("own")), Job(one, ["c"] * 6)
-        worker.start()
-        worker.put(first)
-        await reader.seen(1)
-        worker.put(own)
-        worker.put(last)
-        await asyncio.sleep(0.1)
-        assert not running and len(reader.calls) == 1
-        for gate in reader.gates.values():
-            gate.set()
-        await asyncio.gather(first.future, own.future, last.future)
-
-    run(play)
-    assert running == ["own"]
+    assert [len(call) for call in reader.calls] == [3, 1]
 
 
 def test_a_stop_answers_what_waits() -> None:

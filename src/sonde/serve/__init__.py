@@ -9,7 +9,7 @@ A request goes through these rooms, in this order:
     protocol   a connection that sends no request in time is closed
     guard      who may ask, how large and how slow a body may be; request ids, headers, logs, metrics
     app        routes; `fields` says what stands in a body, `answers` turns probabilities into it
-    waiting    a bounded queue, and the threads that call a model once for all who wait
+    waiting    a bounded queue, and the one thread that calls models for all who wait
     models     what is served, and how it is replaced while it is
 """
 

@@ -1,13 +1,12 @@
-"""Requests that wait for a model, and the threads that answer them.
+"""Requests that wait for a model, and the one thread that answers them.
 
 Job      what one request waits for
 Full     too much waits already; says when to come again
-Worker   a bounded queue, and threads that call a model once for all who wait for it
+Worker   a bounded queue, and a thread that calls a model once for all who wait for it
 
 Nothing waits for company: whoever comes while the model is idle is read at once, alone. Those who come while it reads
-are read together next, up to a budget of tokens. Where so much waits that this fills another call, it begins beside the
-first: while one is in the backbone, the other makes tokens or labels, and no core is idle. A job of many texts is read
-in several turns, between which others have theirs, so that a file of a thousand texts does not hold up a single one.
+are read together next, up to a budget of tokens. A job of many texts is read in several turns, between which others
+have theirs, so that a file of a thousand texts does not hold up a single one.
 """
 
 import asyncio
@@ -44,11 +43,8 @@ OWN_TOKENS = 200
 
 LONGEST_RETRY_SECONDS = 60
 
-CALLS = 2
-"""At the same time, where so much waits. The backbone reads one batch at a time; the rest is some 15% of a call."""
-
 LAST_SECONDS = 10
-"""For the end of the threads. Who waited has been answered or given up before; only a call that nobody needs, or one
+"""For the end of the thread. Who waited has been answered or given up before; only a call that nobody needs, or one
 that hangs, can still be running."""
 
 
@@ -72,12 +68,10 @@ class Job:
     """Something else to do for these texts, by itself, instead of reading them."""
     future: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """An `Answer`, or what `call` gave."""
-    taken: int = 0
-    """Texts that were given to a call."""
     done: int = 0
     """Texts that are read."""
-    parts: dict[int, Answer] = field(default_factory=dict)
-    """Their answers, by the place of the first."""
+    parts: list[Answer] = field(default_factory=list)
+    """Their answers."""
     abandoned: bool = False
     """Nobody waits any more: too late, or the connection is gone."""
     counted: bool = False
@@ -108,18 +102,8 @@ Slice = tuple[Job, int, int]
 """Some consecutive texts of a job."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One that runs."""
-
-    since: float
-    """On the clock of `time.perf_counter`."""
-    own: bool
-    """It is a job's own `call`."""
-
-
 class Worker:
-    """A bounded queue and its threads.
+    """A bounded queue and its thread.
 
     Parameters
     ----------
@@ -134,34 +118,24 @@ class Worker:
         self._jobs: deque[Job] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"sonde-worker-{n}", daemon=True) for n in range(CALLS)
-        ]
-        self._running: dict[int, _Call] = {}
+        self._thread = threading.Thread(target=self._run, name="sonde-worker", daemon=True)
         self._speeds: dict[tuple[str, bool], float] = {}
         self._due: Counter[tuple[str, bool]] = Counter()
         self.texts = self.characters = self.tokens = 0
+        self.busy_since: float | None = None
 
     # ------------------------------------------------------- the event loop's side
 
     def start(self) -> None:
         """Begin to answer."""
-        for thread in self._threads:
-            thread.start()
-
-    @property
-    def started(self) -> bool:
-        """Whether `start` was called."""
-        return self._threads[0].ident is not None
+        self._thread.start()
 
     def stop(self) -> None:
         """Answer what waits, then end; a model that hangs is left behind."""
         with self._wake:
             self._stopping = True
-            self._wake.notify_all()
-        until = time.monotonic() + LAST_SECONDS
-        for thread in self._threads:
-            thread.join(max(until - time.monotonic(), 0))
+            self._wake.notify()
+        self._thread.join(LAST_SECONDS)
 
     def put(self, job: Job) -> None:
         """Let a job wait, or raise `Full`."""
@@ -174,11 +148,11 @@ class Worker:
             self._wake.notify()
 
     def stuck_seconds(self) -> float:
-        """For how long the oldest of the present calls has been running; infinity if a thread is dead."""
-        if not all(thread.is_alive() for thread in self._threads):
+        """For how long the present call has been running; infinity if the thread is dead."""
+        if not self._thread.is_alive():
             return math.inf
-        now = time.perf_counter()
-        return max((now - call.since for call in list(self._running.values())), default=0.0)
+        since = self.busy_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     def _is_too_much(self, job: Job) -> bool:
         """Past the bounds, or so much that the answer would come too late. An idle worker takes whatever is allowed."""
@@ -210,40 +184,24 @@ class Worker:
 
     def _run(self) -> None:
         while (slices := self._next()) is not None:
+            self.busy_since = time.perf_counter()
             try:
-                finished = self._call(slices)
+                finished = self._call(slices) if slices else []
             except Exception as error:  # a defect of ours: those who wait are told, the thread goes on
                 logger.exception("a call of the worker failed")
                 finished = [(job, error) for job, _, _ in slices]
+            self.busy_since = None
             self._finish(finished)
 
     def _next(self) -> list[Slice] | None:
         """Wait for jobs; what to read in one call, or None to end."""
         with self._wake:
-            while True:
-                self._drop_abandoned()
-                if self._jobs and (not self._running or self._fills_a_call()):
-                    slices = self._take()
-                    own = slices[0][0].call is not None
-                    self._running[threading.get_ident()] = _Call(time.perf_counter(), own)
-                    return slices
-                if not self._jobs and self._stopping:
-                    return None
+            while not self._jobs and not self._stopping:
                 self._wake.wait()
-
-    def _fills_a_call(self) -> bool:
-        """Whether a call beside those that run would be a whole one; those of another kind have the models alone."""
-        first = self._jobs[0]
-        if first.call is not None or any(call.own for call in self._running.values()):
-            return False
-        room = first.model.call_tokens
-        for job in self._jobs:
-            if job.model is first.model and job.call is None:
-                for cost in job.costs[job.taken :]:
-                    room -= cost
-                    if room <= 0:
-                        return True
-        return False
+            self._drop_abandoned()
+            if not self._jobs:
+                return None if self._stopping else []
+            return self._take()
 
     def _drop_abandoned(self) -> None:
         gone = [job for job in self._jobs if job.abandoned]
@@ -264,14 +222,13 @@ class Worker:
         room = first.model.call_tokens
         slices: list[Slice] = []
         for job in [job for job in self._jobs if job.model is first.model and job.call is None]:
-            stop = job.taken
-            while stop < len(job.texts) and (job.costs[stop] <= room or (not slices and stop == job.taken)):
+            stop = job.done
+            while stop < len(job.texts) and (job.costs[stop] <= room or (not slices and stop == job.done)):
                 room -= job.costs[stop]
                 stop += 1
-            if stop == job.taken:
+            if stop == job.done:
                 break
-            slices.append((job, job.taken, stop))
-            job.taken = stop
+            slices.append((job, job.done, stop))
         self._leave([job for job, _, _ in slices])
         self._jobs.extend(job for job, _, stop in slices if stop < len(job.texts))
         return slices
@@ -298,17 +255,13 @@ class Worker:
         return self._spread(slices, answer)
 
     def _spread(self, slices: list[Slice], answer: Answer) -> list[tuple[Job, Any]]:
-        """Jobs whose last texts were read by this call."""
         row = 0
-        whole = []
-        with self._wake:  # another call may read other texts of the same job
-            for job, start, stop in slices:
-                job.parts[start] = answer.take(slice(row, row + stop - start))
-                job.done += stop - start
-                row += stop - start
-                if job.done == len(job.texts):
-                    whole.append(job)
-        return [(job, Answer.joined([job.parts[start] for start in sorted(job.parts)])) for job in whole]
+        for job, start, stop in slices:
+            rows = slice(row, row + stop - start)
+            job.parts.append(answer.take(rows))
+            job.done = stop
+            row += stop - start
+        return [(job, Answer.joined(job.parts)) for job, _, stop in slices if stop == len(job.texts)]
 
     def _one_by_one(self, slices: list[Slice], error: Exception) -> list[tuple[Job, Any]]:
         """A text that a model cannot read, or a lack of memory, is the business of its own request alone."""
@@ -317,18 +270,17 @@ class Worker:
         return [pair for one in slices for pair in self._call([one])]
 
     def _learn_speed(self, kind: tuple[str, bool], tokens: int, seconds: float) -> None:
-        speed = tokens / max(seconds, 1e-6) * max(len(self._running), 1)
-        known = self._speeds.get(kind)
+        speed, known = tokens / max(seconds, 1e-6), self._speeds.get(kind)
         self._speeds[kind] = speed if known is None else (1 - RECENT) * known + RECENT * speed
 
     def _finish(self, finished: list[tuple[Job, Any]]) -> None:
-        """Hand results over to the loops that wait for them, and let others begin."""
+        """Hand results over to the loops that wait for them."""
+        if not finished:
+            return
         with self._wake:
-            del self._running[threading.get_ident()]
             for job, _ in finished:
                 self._count(job, -1)
             self._leave([job for job, _ in finished])  # an error in the middle of a job that had gone to the back
-            self._wake.notify()
         loops = {job.future.get_loop() for job, _ in finished}
         for loop in loops:
             own = [pair for pair in finished if pair[0].future.get_loop() is loop]
