@@ -136,6 +136,23 @@ def test_a_store_that_is_opened_again_sees_what_others_dropped_damaged_and_wrote
     assert not open_store(tmp_path).column(ABOUT).find(hash_texts(texts)).any()
 
 
+def test_rows_of_a_dropped_shard_that_were_read_again_are_found(tmp_path):
+    texts = made_texts(24, 9)
+    for start in range(0, 24, 4):
+        some = texts[start : start + 4]
+        open_store(tmp_path).column(ABOUT).append(hash_texts(some), values_of(some))
+    for path in list(tmp_path.rglob("*.safetensors"))[:3]:
+        path.unlink()
+    column = open_store(tmp_path).column(ABOUT)
+    missing = [text for text, there in zip(texts, column.find(hash_texts(texts)), strict=True) if not there]
+    assert len(missing) == 12
+    for start in range(0, 12, 3):  # in other shards than before
+        column.append(hash_texts(missing[start : start + 3]), values_of(missing[start : start + 3]))
+    for one in (column, open_store(tmp_path).column(ABOUT), Store(tmp_path).column(ABOUT)):
+        assert one.find(hash_texts(texts)).all() and not one.absent(hash_texts(texts)).any()
+        assert torch.equal(one.read(hash_texts(texts)), values_of(texts))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
 def test_values_keep_their_type_and_bits(tmp_path, dtype):
     values = (torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * 100).to(dtype)

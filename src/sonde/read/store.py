@@ -205,6 +205,9 @@ class Column:
             self._write(name, keys, values)  # another process dropped the block meanwhile, to make room
         self.used.add(name)
         self.lost.discard(name)
+        self.shards = [
+            _without(index, self.lost) for index in self.shards
+        ]  # their keys must not hide the same elsewhere
         if not any(name in index.names for index in self.shards):
             self.shards = _added(self.shards, _known(self.folder, (name,), self.merged), self.merged)
 
@@ -361,8 +364,7 @@ class Store:
         there = {path.name for path in folder.glob("*.safetensors")}
         known = self._indexes.get(folder, [])
         named = {name for index in known for name in index.names}
-        if len(named - there) > len(there):  # mostly of shards that are no more
-            known, named = [], set()
+        known = [_without(index, named - there) for index in known]
         if new := tuple(sorted(there - named)):
             known = _added(known, _known(folder, new, self._merged), self._merged)
         self._indexes[folder] = known
@@ -451,6 +453,16 @@ def _rows(indexes: Sequence[_Index], lost: set[str]) -> int:
     """Different ones."""
     kept = [index.keys[~np.isin(index.shard, _places(index, lost))] for index in indexes]
     return len(np.unique(np.concatenate(kept))) if kept else 0
+
+
+def _without(index: _Index, names: set[str]) -> _Index:
+    """The same without some shards."""
+    if not (places := _places(index, names)):
+        return index
+    kept = ~np.isin(index.shard, places)
+    numbers = np.cumsum([name not in names for name in index.names], dtype=np.int32) - np.int32(1)
+    left = tuple(name for name in index.names if name not in names)
+    return _Index(index.keys[kept], numbers[index.shard[kept]], index.row[kept], left)
 
 
 def _places(index: _Index, names: set[str]) -> list[int]:
