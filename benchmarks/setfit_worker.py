@@ -38,7 +38,7 @@ def main() -> None:
         importlib.import_module(library)  # before the clock starts
     model = None
     for line in sys.stdin:
-        task, began = json.loads(line), (time.perf_counter(), time.process_time())
+        task, began = json.loads(line), time.process_time()
         answer: dict[str, Any] = {}
         if model is None:
             model = trained(task, sys.argv[1])
@@ -46,7 +46,7 @@ def main() -> None:
             answer["versions"] = {name: version(name) for name in names}
         else:
             answer["probabilities"] = model.predict_proba(task["asked"], as_numpy=True).tolist()  # row class
-        answer["seconds"], answer["cpu_seconds"] = time.perf_counter() - began[0], time.process_time() - began[1]
+        answer["cpu_seconds"] = time.process_time() - began
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -26,8 +26,10 @@ from sonde.learn.targets import Targets
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors
 
 NGRAMS = (1, 2)
-NEVER = -1e9  # the margin of a class that no row of any weight has: finite, so that a temperature can be fitted
 """Words and pairs of words: Wang and Manning 2012 found pairs to help wherever tone counts."""
+
+NEVER = -1e9
+"""The margin of a class that no row of any weight has: finite, so that a temperature can be fitted."""
 
 
 class SVM(Classifying):
