@@ -1,11 +1,12 @@
 """How fast does `sonde predict` go through long files, in how much memory, and what would a billion texts cost?
 
-    python benchmarks/scale.py --data DIR [--rows 50000 500000 2000000] [--beside 100000] [--ray] [--out docs/results]
+    python benchmarks/scale.py --data DIR [--rows 50000 500000 2000000] [--beside 100000] [--ray] [--layer 2]
 
 The training texts of SST-2, repeated, words of each in another order and with a running number, so that no two are
-equal; a `linear` model of 2,000 of them on all-MiniLM-L6-v2. Each line is a command of its own, without a store. Once a
-second its processes are asked what memory they hold (resident, summed: pages that they share count several times) and
-its folder of parts how far it is.
+equal; a `linear` model of 2,000 of them on all-MiniLM-L6-v2: of its last layer, or with --layer of an earlier one and
+none above it. Each line is a command of its own, without a store. Once a second its processes are asked what memory
+they hold (resident, summed: pages that they share count several times) and its folder of parts how far it is. A line
+that is finished is kept: the same command goes on with those that are missing.
 
 rows     one process, several numbers of rows: memory and rate must not depend on them
 beside   one process and two, and with --ray two actors; a run that is killed half-way and goes on: equal bytes
@@ -13,6 +14,7 @@ long     AG News in place of SST-2: the point that the cost model is checked aga
 
 run          measure, and write scale.{json,md}
 command_of   one command, watched
+gathered     the lines in groups, and what follows from them
 cost         what a billion texts take, estimated
 to_markdown  the page, from the JSON alone
 """
@@ -27,16 +29,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ratios import asked_of, publish, sha256_of
+from ratios import asked_of, sha256_of
 
 from sonde.bench import machine
-from sonde.bench.cells import table
+from sonde.bench.cells import Cells, opened, table, write_page
 from sonde.bench.datasets import read_split
 from sonde.classifier import TextClassifier
 from sonde.errors import DataError
@@ -103,6 +105,7 @@ def run(
     rows: Sequence[int] = ROWS,
     beside: int = BESIDE,
     ray: bool = False,
+    layer: int | None = None,
     rounds: int = 1,
     thread_count: int | None = None,
     backbone: str = BUNDLE,
@@ -115,44 +118,47 @@ def run(
         os.environ["OMP_NUM_THREADS"] = str(thread_count)  # of the commands that are measured
     texts = read_split(data, "sst2", "train")
     long = read_split(data, "ag_news", "train").texts
+    sites = None if layer is None else (f"hidden.{layer}",)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model = root / "model"
         trained = texts.take(TRAIN_ROWS)
-        TextClassifier("linear", (backbone,), cache=None).fit(trained.texts, trained.labels).save(model)
-        content: dict[str, Any] = {
-            "setting": {"backbone": backbone, "note": note, "sha256": sha256_of(texts.texts), "threads": thread_count},
-            "machine": machine.describe(),
-            "rows": {str(count): _best(rounds, root, model, texts.texts, count) for count in rows},
-            "beside": compared(root, model, texts.texts, beside, ray),
-            "long": _best(rounds, root, model, long, max(beside // 4, 100)),
-            **tokenised({"sst2": texts.texts, "ag_news": long}, backbone),
-        }
-    content["cost"] = cost(content)
-    return publish(out, "scale", content, to_markdown)
+        TextClassifier("linear", (backbone,), cache=None, sites=sites).fit(trained.texts, trained.labels).save(model)
+        cells = opened(out / "scale.json", {
+            "backbone": backbone, "layer": layer, "note": note, "sha256": sha256_of(texts.texts),
+            "threads": thread_count, "processor": machine.describe()["processor"],
+        })  # fmt: skip
+        for count in rows:
+            _best(cells, f"rows|{count}", rounds, root, model, texts.texts, count)
+        compared(cells, root, model, texts.texts, beside, ray)
+        _best(cells, "long", rounds, root, model, long, max(beside // 4, 100))
+        if "tokens" not in cells:
+            cells.put("tokens", tokenised({"sst2": texts.texts, "ag_news": long}, backbone))
+    return write_page(cells.path, to_markdown(cells.content))
 
 
-def _best(rounds: int, root: Path, model: Path, texts: Sequence[str], rows: int) -> dict[str, Any]:
+def _best(cells: Cells, key: str, rounds: int, root: Path, model: Path, texts: Sequence[str], rows: int) -> None:
     """The fastest of several runs."""
-    source = write_texts(root / f"in-{rows}.csv", texts, rows)
-    found = [command_of(model, source, root / "out.csv") for _ in range(rounds)]
-    source.unlink()
-    return min(found, key=lambda one: float(one["seconds"]))
+    if key not in cells:
+        source = write_texts(root / "in.csv", texts, rows)
+        found = [command_of(model, source, root / "out.csv") for _ in range(rounds)]
+        cells.put(key, min(found, key=lambda one: float(one["seconds"])))
 
 
-def compared(root: Path, model: Path, texts: Sequence[str], rows: int, ray: bool) -> dict[str, Any]:
+def compared(cells: Cells, root: Path, model: Path, texts: Sequence[str], rows: int, ray: bool) -> None:
     """One process, two, two actors, and one that is killed and goes on: times, memory, and whether the bytes agree."""
     source = write_texts(root / "in.csv", texts, rows)
     lines: dict[str, list[str]] = {"one process": [], "two processes": ["--workers", "2"]}
     if ray:
         lines["two actors of Ray"] = ["--engine", "ray", "--workers", "2"]
-    found: dict[str, Any] = {name: command_of(model, source, root / "out.csv", more) for name, more in lines.items()}
-    killed = command_of(model, source, root / "out.csv", kill=True)
-    again = command_of(model, source, root / "out.csv")
-    found["killed half-way, and again"] = {**again, "seconds": round(killed["seconds"] + again["seconds"], 1)}
-    for one in found.values():
-        one["equal"] = one["sha256"] == found["one process"]["sha256"]
-    return found
+    for name, more in lines.items():
+        if f"beside|{name}" not in cells:
+            cells.put(f"beside|{name}", command_of(model, source, root / "out.csv", more))
+    if "beside|killed half-way, and again" not in cells:
+        killed = command_of(model, source, root / "out.csv", kill=True)
+        again = command_of(model, source, root / "out.csv")
+        seconds = round(killed["seconds"] + again["seconds"], 1)
+        cells.put("beside|killed half-way, and again", {**again, "seconds": seconds})
 
 
 def write_texts(path: Path, texts: Sequence[str], rows: int) -> Path:
@@ -283,6 +289,21 @@ def flops_of(backbone: Backbone, tokens: float) -> float:
     return 2 * backbone.parameters * tokens + 4 * backbone.layers * backbone.width * tokens**2
 
 
+def gathered(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`rows`, `beside`, `long`, the tokens, and what a billion texts `cost`."""
+    cells = content["cells"]
+    groups: dict[str, dict[str, Any]] = {"rows": {}, "beside": {}}
+    for key, cell in cells.items():
+        group, _, name = key.partition("|")
+        if group in groups:
+            groups[group][name] = cell
+    first = groups["beside"]["one process"]["sha256"]
+    beside = {name: {**one, "equal": one["sha256"] == first} for name, one in groups["beside"].items()}
+    rows = dict(sorted(groups["rows"].items(), key=lambda item: int(item[0])))
+    found = {**content, "rows": rows, "beside": beside, "long": cells["long"], **cells["tokens"]}
+    return {**found, "cost": cost(found)}
+
+
 def cost(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a billion texts take: hours and dollars, estimated; the model is checked against what was measured.
 
@@ -291,10 +312,12 @@ def cost(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     longest = list(content["rows"].values())[-1]
     tokens = content["tokens"]
-    sustained = flops_of(SMALL, tokens["sst2"]) * (longest["rows_a_second"] or longest["rows"] / longest["seconds"])
+    layers = content["setting"]["layer"] or SMALL.layers
+    read = replace(SMALL, parameters=SMALL.parameters * layers / SMALL.layers, layers=layers)
+    sustained = flops_of(read, tokens["sst2"]) * (longest["rows_a_second"] or longest["rows"] / longest["seconds"])
     long = content["long"]
     measured = long["rows_a_second"] or long["rows"] / long["seconds"]
-    foretold = sustained / flops_of(SMALL, tokens["ag_news"])
+    foretold = sustained / flops_of(read, tokens["ag_news"])
     cores = content["machine"]["cores"]
     feeding = content["tokens_a_core_second"]
     here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores, feeding * cores)
@@ -335,14 +358,16 @@ def _estimate(backbone: Backbone, hardware: Hardware, tokens: int) -> dict[str, 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
+    content = gathered(content)
     setting = content["setting"]
+    layer = "the last layer" if setting["layer"] is None else f"layer {setting['layer']} (none above it is read)"
     parts = [
         "# Long files",
         "Written by `python benchmarks/scale.py`; every figure comes from `scale.json` beside this page.",
         " ".join(filter(None, [machine.sentence(content["machine"]), setting["note"]])),
-        f"`sonde predict` with a `linear` model on {setting['backbone']}, no store; SST-2, repeated, words shuffled, "
-        f"each text with its number, {content['tokens']['sst2']} tokens on average. Memory is the peak of all "
-        "processes of the command; pages that they share count several times.",
+        f"`sonde predict` with a `linear` model on {layer} of {setting['backbone']}, no store; SST-2, repeated, words "
+        f"shuffled, each text with its number, {content['tokens']['sst2']} tokens on average. Memory is the peak of "
+        "all processes of the command; pages that they share count several times.",
         "## One process",
         table(["rows", "seconds", "rows/s", "2nd half / 1st", "peak MB", "2nd half / 1st"], list(_rows(content))),
         growth(content),
@@ -389,7 +414,9 @@ def _bill(one: Mapping[str, Any]) -> list[str]:
 
 def growth(content: Mapping[str, Any]) -> str:
     """Whether memory is flat."""
-    peaks = {int(rows): one["peak_mb"] for rows, one in content["rows"].items()}
+    peaks = {
+        int(key[len("rows|") :]): one["peak_mb"] for key, one in content["cells"].items() if key.startswith("rows|")
+    }
     first, last = min(peaks), max(peaks)
     ratio = peaks[last] / peaks[first]
     kept = "within" if ratio <= MOST_GROWTH else "**not within**"
@@ -421,6 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="numbers of rows, ascending")
     parser.add_argument("--beside", type=int, default=BESIDE, help="rows of one process beside two (%(default)s)")
     parser.add_argument("--ray", action="store_true", help="two actors of Ray as well; needs the extra `ray`")
+    parser.add_argument("--layer", type=int, help="that the model reads (default: the last)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
     written = run(**vars(parser.parse_args(arguments)))
     sys.stdout.write(growth(json.loads(written[0].read_text(encoding="utf-8"))) + "\n")

@@ -12,7 +12,7 @@ import tiny
 from samples import make, worded
 
 from scripts import benchmark as script
-from sonde.errors import DataError
+from sonde.errors import ArgumentError, DataError
 
 SCALE = script("scale")
 
@@ -46,25 +46,27 @@ def test_memory_is_that_of_a_process_and_what_it_started() -> None:
     assert SCALE.resident(2**22 + 1) == 0  # nobody
 
 
-def content() -> dict[str, Any]:
+def content(layer: int | None = None) -> dict[str, Any]:
     one = {"rows": 10, "seconds": 4.0, "peak_mb": 500.0, "rows_a_second": 1000.0, "later_rate": 1.0, "later_mb": 1.0}
-    found: dict[str, Any] = {
-        "setting": {"backbone": "tiny", "note": "A trial."},
+    return {
+        "setting": {"backbone": "tiny", "layer": layer, "note": "A trial."},
         "machine": {
             "processor": "p", "cores": 2, "memory_gb": 8, "system": "s", "python": "3", "versions": {}, "date": "today",
         },
-        "rows": {"10": one, "1000": {**one, "peak_mb": 600.0}},
-        "beside": {"one process": {**one, "equal": True}, "killed half-way, and again": {**one, "equal": False}},
-        "long": {**one, "rows_a_second": 250.0},
-        "tokens": {"sst2": 20.0, "ag_news": 60.0},
-        "tokens_a_core_second": 100_000,
+        "cells": {
+            "rows|1000": {**one, "peak_mb": 600.0},
+            "rows|10": one,  # measured later
+            "beside|one process": {**one, "sha256": "a"},
+            "beside|killed half-way, and again": {**one, "sha256": "b"},
+            "long": {**one, "rows_a_second": 250.0},
+            "tokens": {"tokens": {"sst2": 20.0, "ag_news": 60.0}, "tokens_a_core_second": 100_000},
+        },
     }  # fmt: skip
-    return {**found, "cost": SCALE.cost(found)}
 
 
 def test_the_estimate_follows_from_what_was_measured() -> None:
     assert SCALE.flops_of(SCALE.Backbone("b", 1e6, 2, 10), 3) == 2 * 1e6 * 3 + 4 * 2 * 10 * 9
-    cost = content()["cost"]
+    cost = SCALE.gathered(content())["cost"]
     ratio = SCALE.flops_of(SCALE.SMALL, 20) / SCALE.flops_of(SCALE.SMALL, 60) * 1000 / 250
     assert cost["check"]["ratio"] == pytest.approx(ratio, abs=1e-3) and 1.2 < ratio < 1.4
     here = next(one for one in cost["estimated"] if one["hardware"].startswith("this machine"))
@@ -77,10 +79,20 @@ def test_the_estimate_follows_from_what_was_measured() -> None:
     assert large[0]["dollars"] < large[2]["dollars"] / 30
 
 
+def test_of_a_model_that_reads_two_of_six_layers_a_third_of_the_operations_is_counted() -> None:
+    whole, third = (SCALE.gathered(content(layer))["cost"] for layer in (None, 2))
+    assert third["hardware"][0]["flops"] == pytest.approx(whole["hardware"][0]["flops"] / 3)
+    assert third["check"] == whole["check"]  # the same share of both lengths
+    assert third["estimated"][0]["hours"] == pytest.approx(3 * whole["estimated"][0]["hours"], rel=1e-3)
+    assert "on layer 2 (none above it is read) of tiny" in SCALE.to_markdown(content(2))
+    assert "on the last layer of tiny" in SCALE.to_markdown(content())
+
+
 def test_the_page_says_what_is_estimated_and_what_is_not_kept() -> None:
     page = SCALE.to_markdown(content())
     assert "## A billion texts, estimated" in page and "Estimated, not measured" in page and "A trial." in page
     assert "1,000 rows hold 1.200 times the memory of 10, **not within** 1.10" in page
+    assert page.index("| 10 | 4 |") < page.index("| 1,000 | 4 |")
     assert "| killed half-way, and again | 10 | 4 |  | 500 | **no** |" in page
 
 
@@ -117,10 +129,15 @@ def test_every_command_of_the_script(data: Path, monkeypatch: pytest.MonkeyPatch
         (200, (), False),
         (100, (), False),
     ]
-    found = json.loads(written[0].read_text(encoding="utf-8"))
+    found = SCALE.gathered(json.loads(written[0].read_text(encoding="utf-8")))
     assert [one["equal"] for one in found["beside"].values()] == [True, True, False, True]
     assert found["beside"]["killed half-way, and again"]["seconds"] == 4.0
     assert [path.name for path in written] == ["scale.json", "scale.md"]
+    asked.clear()
+    SCALE.run(data=data, out=data / "out", **{**options, "rows": [100, 300, 400]})
+    assert asked == [(400, (), False)]  # the others are kept
+    with pytest.raises(ArgumentError, match="holds cells of other backbones, rows or settings"):
+        SCALE.run(data=data, out=data / "out", **options, layer=1)
 
 
 @pytest.mark.slow
