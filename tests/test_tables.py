@@ -332,6 +332,23 @@ def test_parquet_faults(tmp_path: Path) -> None:
     assert "t.parquet: row 2, column 'text' cannot be read ('utf-8' codec" in refusal(path)
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_a_csv_whose_header_holds_no_comma_is_split_as_spreadsheets_write_it(tmp_path: Path, sign: str) -> None:
+    lines = ["", f"text{sign}label", f'"hi, you{sign} there"{sign}1', f"one, two{sign}2"]
+    path = put(tmp_path, "t.csv", "\ufeff" + "\r\n".join(lines) + "\r\n")
+    assert read_table(path).columns == {"text": [f"hi, you{sign} there", "one, two"], "label": ["1", "2"]}
+    path = put(tmp_path, "t.csv", f"text{sign}label\nhi{sign}1\n\na{sign}b{sign}c\n")
+    said = refusal(path)
+    assert f"row 2 (line 4) has 3 fields, the header has 2; put a text that contains {sign!r}" in said
+
+
+def test_signs_in_a_header_with_commas_in_quotes_or_in_tsv_split_nothing(tmp_path: Path) -> None:
+    assert read_table(put(tmp_path, "t.csv", "a;b,c\n1;2,3\n")).names == ["a;b", "c"]
+    assert read_table(put(tmp_path, "t.csv", '"a;b"\n1;2\n')).columns == {"a;b": ["1;2"]}
+    assert read_table(put(tmp_path, "t.csv", "text\na;b\n")).columns == {"text": ["a;b"]}
+    assert read_table(put(tmp_path, "t.tsv", "a;b\n1;2\n")).columns == {"a;b": ["1;2"]}
+
+
 def test_no_such_column_lists_columns_and_guesses(tmp_path: Path) -> None:
     path = put(tmp_path, "t.csv", "Text, label,n\nhi,1,2\n")
     said = refusal(path, ["text"])
@@ -341,7 +358,7 @@ def test_no_such_column_lists_columns_and_guesses(tmp_path: Path) -> None:
     )
     assert "Did you mean ' label'?" in refusal(path, ["label"])
     assert "Did you mean" not in refusal(path, ["zebra"])
-    assert "separated by commas" in refusal(put(tmp_path, "s.csv", "text;label\nhi;1\n"), ["text"])
+    assert "separated by commas, semicolons or tabs" in refusal(put(tmp_path, "s.csv", "text|label\nhi|1\n"), ["text"])
     wide = put(tmp_path, "w.csv", ",".join(f"c{n}" for n in range(50)) + "\n" + ",".join("x" * 50) + "\n")
     assert "'c11' and 38 more." in refusal(wide, ["text"])
     with pytest.raises(DataError, match="has no column 'text'"):

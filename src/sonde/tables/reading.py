@@ -12,7 +12,8 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -146,9 +147,11 @@ def _lines(path: Path) -> Iterator[_Lines]:
 
 
 def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[Columns]:
-    delimiter = DELIMITERS[kind_of(path)]
     with _lines(path) as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        rest = iter(lines)
+        head = _head(rest)
+        delimiter = _delimiter(head[-1], DELIMITERS[kind_of(path)]) if head else ","
+        reader = csv.reader(chain(head, rest), delimiter=delimiter, strict=True)
         header = _record(reader, lines)
         if header is None:
             raise DataError(f"{path} holds only blank lines; it needs column names and at least one row.")
@@ -169,6 +172,28 @@ def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Ite
                 cells = [[] for _ in places]
         if cells[0]:
             yield {header[place]: column for place, column in zip(places, cells, strict=True)}
+
+
+def _head(lines: Iterator[str]) -> list[str]:
+    """Return the lines to the first that is not blank."""
+    head = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    return head
+
+
+def _delimiter(header: str, usual: str) -> str:
+    """Return what separates the fields: `usual`, or in a .csv whose header holds no comma what splits it.
+
+    Spreadsheets write semicolons where the comma is the decimal sign.
+    """
+    for sign in (",", ";", "\t") if usual == "," else ():
+        with suppress(csv.Error):  # of a damaged header, which is refused by those who read it
+            if len(next(csv.reader([header], delimiter=sign), [])) > 1:
+                return sign
+    return usual
 
 
 def _record(reader: Any, lines: _Lines) -> list[str] | None:

@@ -78,6 +78,7 @@ def _no_column(path: Path, name: str, names: Sequence[str]) -> str:
     guess = next((f" Did you mean {known!r}?" for known in names if known.strip().lower() in close), "")
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     listed = ", ".join(map(repr, names[:SHOWN])) + more
-    split = " Fields are separated by commas in .csv and by tabs in .tsv." if len(names) == 1 else ""
+    known = "commas, semicolons or tabs in .csv, and by tabs in .tsv"
+    split = f" Fields are separated by {known}." if len(names) == 1 else ""
     choose = "Choose with --text and --label (explain: --column)."
     return f"{path} has no column {name!r}.{guess} Its columns: {listed}.{split} {choose}"
