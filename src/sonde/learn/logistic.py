@@ -31,7 +31,9 @@ from sonde.learn.calibration import decide, fit_temperature, to_probabilities
 from sonde.learn.metrics import log_loss, macro_f1
 from sonde.learn.problem import Blocks, Outcome, Problem, Record
 from sonde.learn.regressions import Regressions, Spectrum, moments, principal, regressions, slices, varies
+from sonde.learn.rowspace import FEW
 from sonde.learn.targets import Targets
+from sonde.learn.threads import one_thread
 from sonde.progress import tracked
 
 # From "hardly anything but the class frequencies" for 100,000 rows of 5,000 features to "hardly any penalty" for 500
@@ -52,6 +54,8 @@ COARSE_TOLERANCE = 1e-3
 PATH_TOLERANCE = 1e-5
 FOLD_TOLERANCE = 1e-7
 FINAL_TOLERANCE = 1e-9
+# Matrix products of so many multiplications take about a millisecond on one core: not worth a second.
+SMALL_PRODUCT = 2**25
 MAX_ITERATIONS = 300  # 6,532 rows, 5,376 correlated features and 52 classes needed up to 35 for one C of the path
 
 
@@ -133,8 +137,13 @@ def fit(problem: Problem, names: Sequence[str], *, grid: Sequence[float] = GRID,
     SondeWarning
         not_converged: some of the problems reached the largest number of iterations.
     """
+    with one_thread(_small(problem, names)):
+        return _fit(problem, names, grid, kept)
+
+
+def _fit(problem: Problem, names: Sequence[str], grid: Sequence[float], kept: Kept | None) -> Outcome:
     x, mean, scale = _standardised(problem, names)
-    spectrum = principal(x, problem.folds.trainable)
+    spectrum = _spectrum(x, problem)
     used = _used(names, kept)
     path = _Path(problem)
     if folds := _folds(problem, x, spectrum, used):
@@ -164,15 +173,28 @@ def choose(
 
     Coarsely: to compare whole sets of features, whose losses differ by percents.
     """
-    x, _, _ = _standardised(problem, names)
-    path = _Path(problem)
-    folds = _folds(problem, x, principal(x, problem.folds.trainable), _used(names, kept))
-    if folds:
-        path.follow(folds, sorted(grid), COARSE_TOLERANCE)
-    return path.tried
+    with one_thread(_small(problem, names)):
+        x, _, _ = _standardised(problem, names)
+        path = _Path(problem)
+        folds = _folds(problem, x, _spectrum(x, problem), _used(names, kept))
+        if folds:
+            path.follow(folds, sorted(grid), COARSE_TOLERANCE)
+        return path.tried
 
 
-def _folds(problem: Problem, x: Tensor, spectrum: Spectrum, used: Tensor | None) -> Regressions | None:
+def _small(problem: Problem, names: Sequence[str]) -> bool:
+    width = min(sum(problem.blocks[name].shape[1] for name in names), problem.rows)
+    columns = max(problem.folds.n_folds, 1) * problem.targets.n_classes
+    return bool(problem.rows * width * columns <= SMALL_PRODUCT)
+
+
+def _spectrum(x: Tensor, problem: Problem) -> Spectrum | None:
+    """Principal directions of the features; None where the rows are so few that their span is worked in."""
+    trainable = problem.folds.trainable
+    return None if trainable.sum() <= FEW * x.shape[1] else principal(x, trainable)
+
+
+def _folds(problem: Problem, x: Tensor, spectrum: Spectrum | None, used: Tensor | None) -> Regressions | None:
     """The problems of all folds; None if no row chooses."""
     folds = problem.folds
     if not folds.n_folds or not problem.weights[folds.choosing].sum() > 0:

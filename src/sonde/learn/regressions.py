@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 
 from sonde.learn.lbfgs import Point, Solution, minimise
 from sonde.learn.problem import Problem
+from sonde.learn.rowspace import RowSpace, row_space
 
 # A feature is constant if its deviation is below this fraction of its mean (for a fold: of its deviation over all
 # rows). What is left then is float32 rounding, by other kernels too.
@@ -74,8 +75,8 @@ class Regressions:
     """(fold, column): sum of w p (1 - p) over the rows where p is the frequency of the column."""
     joint: bool
     """Softmax over the columns: the columns of a fold are one problem. Else each column is one."""
-    spectrum: Spectrum
-    """Principal directions of the features, for the preconditioner."""
+    spectrum: Spectrum | RowSpace
+    """Principal directions of the features, for the preconditioner; of few rows those in which they are solved."""
 
     def start(self) -> Tensor:
         """No coefficients; intercepts from the class frequencies."""
@@ -87,8 +88,21 @@ class Regressions:
         """Minimise every problem; columns that cannot be learned get an intercept that says so."""
         objective = _Objective(self, c, self.curvature)
         logits = objective.predict(theta)
-        solution = minimise(replace(objective, curvature=self._curvature(logits)), theta, tolerance, max_iterations)
+        curvature = self._curvature(logits)
+        if isinstance(self.spectrum, RowSpace):
+            inside = torch.cat([self.spectrum.inward(logits - theta[-1]), theta[-1:]])
+            solution = minimise(_Inside(self, c, curvature, self.spectrum), inside, tolerance, max_iterations)
+            solution = replace(solution, at=replace(solution.at, theta=self._outward(solution.at.theta)))
+        else:
+            solution = minimise(replace(objective, curvature=curvature), theta, tolerance, max_iterations)
         return replace(solution, at=self._with_unknown(solution.at))
+
+    def _outward(self, inside: Tensor) -> Tensor:
+        """Parameters of the features from those of the directions."""
+        assert isinstance(self.spectrum, RowSpace)
+        rows = self.spectrum.outward(inside[:-1])  # row fold column
+        raw = (self.x.T @ rows.flatten(1)).view(-1, *inside.shape[1:])  # feature fold column
+        return torch.cat([self.scale * (raw - self.mean * rows.sum(dim=0)), inside[-1:]])
 
     def _curvature(self, logits: Tensor) -> Tensor:
         total = torch.zeros_like(self.prior)
@@ -177,8 +191,8 @@ class _Objective:
         return gradient
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        data, sharp = self.problems, self.c * self.curvature  # fold column
-        spectrum = data.spectrum
+        spectrum, sharp = self.problems.spectrum, self.c * self.curvature  # fold column
+        assert isinstance(spectrum, Spectrum)
         plain = 1 / (1 + sharp * spectrum.rest)
         inside = (spectrum.directions.T @ gradient[:-1].flatten(1)).view(-1, *sharp.shape)  # direction fold column
         inside *= 1 / (1 + sharp * spectrum.variances[:, None, None]) - plain
@@ -195,12 +209,38 @@ class _Objective:
         return summed.sum(dim=1, keepdim=True) if self.problems.joint else summed
 
 
+@dataclass(frozen=True)
+class _Inside(_Objective):
+    """The same problems in the span of their rows; parameters are (direction + 1, fold, column)."""
+
+    space: RowSpace
+    """The span."""
+
+    def predict(self, theta: Tensor) -> Tensor:
+        return self.space.predict(theta[:-1]) + theta[-1]
+
+    def gradient(self, at: Point) -> Tensor:
+        data = self.problems
+        residual = torch.empty_like(at.predictions)
+        for rows in data.runs():
+            residual[rows] = data.errors(rows, at.predictions[rows])[1].mul_(data.weights[rows])
+        gradient = torch.cat([self.space.pull(residual), residual.sum(dim=0, keepdim=True)]).mul_(self.c)
+        gradient[:-1] += at.theta[:-1]
+        return gradient
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        sharp = self.c * self.curvature  # fold column
+        return torch.cat([gradient[:-1] / (1 + sharp * self.space.variances), gradient[-1:] / sharp])
+
+
 def regressions(
-    x: Tensor, problem: Problem, masks: Bool[np.ndarray, "row fold"], spectrum: Spectrum, used: Tensor | None = None
-) -> Regressions:
+    x: Tensor, problem: Problem, masks: Bool[np.ndarray, "row fold"], spectrum: Spectrum | None,
+    used: Tensor | None = None,
+) -> Regressions:  # fmt: skip
     """One problem, or one per label, for each column of `masks`, which says where it trains.
 
-    `used` (feature, fold) says which features a fold may use; by default all.
+    Without a spectrum they are solved in the span of their rows. `used` (feature, fold) says which features a fold may
+    use; by default all.
     """
     targets = problem.targets
     joint = not targets.multilabel and targets.n_classes > 2
@@ -208,18 +248,20 @@ def regressions(
     weights = torch.from_numpy(problem.weights[:, None] * masks)  # row fold
     mean, deviation = moments(x, weights)
     known = deviation > CONSTANT if used is None else (deviation > CONSTANT) & used
+    scale = torch.where(known, 1 / deviation.where(known, torch.ones_like(deviation)), 0.0).float()[:, :, None]
+    center, heavy = mean.float()[:, :, None], weights.float()[:, :, None]
     there, total = weights.T @ torch.from_numpy(truth).double(), weights.sum(dim=0)[:, None]  # fold column; fold 1
     return Regressions(
         x=x,
         truth=torch.from_numpy(truth)[:, None, :],
-        weights=weights.float()[:, :, None],
-        mean=mean.float()[:, :, None],
-        scale=torch.where(known, 1 / deviation.where(known, torch.ones_like(deviation)), 0.0).float()[:, :, None],
+        weights=heavy,
+        mean=center,
+        scale=scale,
         alive=there > 0 if joint else (there > 0) & (there < total),
         prior=torch.log((there + 0.5) / (total - there + 0.5)).float(),
         curvature=((there + 0.5) * (total - there + 0.5) / (total + 1)).float(),
         joint=joint,
-        spectrum=spectrum,
+        spectrum=row_space(x, center, scale, heavy) if spectrum is None else spectrum,
     )
 
 
