@@ -9,8 +9,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from samples import RECIPES, make, worded
+from scipy.sparse import csr_array
 from sklearn.metrics import recall_score
 
 import sonde
@@ -300,6 +302,86 @@ def test_class_weights_may_leave_classes_out_but_not_name_others() -> None:
     np.testing.assert_array_equal(partly.predict_proba(NEW_TEXTS), full.predict_proba(NEW_TEXTS))
     with pytest.raises(ArgumentError, match=r"class_weight names \['sail'\], which are no labels of the training rows"):
         make(class_weight={"sail": 3.0}).fit(UNEVEN_TEXTS, UNEVEN_LABELS)
+
+
+def test_a_weight_for_a_class_that_a_fold_lacks_is_passed_over() -> None:
+    with pytest.warns(SondeWarning, match=r"class_weight names \['sail'\], which are no labels"):
+        some = make("lexical", class_weight={"rail": 3.0, "sail": 3.0}).fit(UNEVEN_TEXTS, UNEVEN_LABELS)
+    other = make("lexical", class_weight={"rail": 3.0}).fit(UNEVEN_TEXTS, UNEVEN_LABELS)
+    np.testing.assert_array_equal(some.predict_proba(NEW_TEXTS), other.predict_proba(NEW_TEXTS))
+
+
+@pytest.mark.parametrize("recipe", ["lexical", "linear"])
+def test_the_unit_of_weights_does_not_matter(recipe: str) -> None:
+    plain = make(recipe).fit(UNEVEN_TEXTS, UNEVEN_LABELS).predict_proba(NEW_TEXTS)
+    rows = len(UNEVEN_TEXTS)
+    for weights, classes in ((np.full(rows, 1 / rows), None), (None, dict.fromkeys(sorted(set(UNEVEN_LABELS)), 0.01))):
+        scaled = make(recipe, class_weight=classes).fit(UNEVEN_TEXTS, UNEVEN_LABELS, sample_weight=weights)
+        np.testing.assert_allclose(scaled.predict_proba(NEW_TEXTS), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["lexical", "linear"])
+def test_a_row_of_weight_0_is_left_out(recipe: str) -> None:
+    texts, labels = worded(120, noise=0.2)
+    light = np.random.default_rng(1).random(120) < 0.5
+    wrong = ["post" if out else label for label, out in zip(labels, light, strict=True)]
+    masked = make(recipe).fit(texts, wrong, sample_weight=(~light).astype(float))
+    rows = np.flatnonzero(~light)
+    dropped = make(recipe).fit([texts[row] for row in rows], [labels[row] for row in rows])
+    assert masked.summary_["rows"] == len(rows)
+    np.testing.assert_array_equal(masked.predict_proba(NEW_TEXTS), dropped.predict_proba(NEW_TEXTS))
+    assert masked.summary_["out_of_fold"] == dropped.summary_["out_of_fold"]
+
+
+def test_the_out_of_fold_log_loss_is_weighted_as_the_accuracy_is() -> None:
+    texts, labels = worded(120, noise=0.2)
+    wrong = ["post" if row < 24 else label for row, label in enumerate(labels)]
+    weights = np.where(np.arange(120) < 24, 1e-6, 1.0)
+    found = make("lexical").fit(texts, wrong, sample_weight=weights).summary_["out_of_fold"]
+    clean = make("lexical").fit(texts[24:], labels[24:]).summary_["out_of_fold"]
+    assert found["log_loss"] == pytest.approx(clean["log_loss"], abs=0.1) and found["rows"] == 120
+
+
+def test_weights_that_leave_nothing_are_refused() -> None:
+    texts, labels = worded(30)
+    with pytest.raises(ArgumentError, match="sample_weight is 0 for every row that has a label"):
+        make("lexical").fit([*texts, "more"], [*labels, None], sample_weight=[0.0] * 30 + [1.0])
+
+
+def test_labels_that_nearly_all_differ_are_asked_about() -> None:
+    texts, _ = worded(30)
+    with pytest.warns(SondeWarning, match="30 rows have 30 different labels.*Is this the column of labels"):
+        make("lexical").fit(texts, [f"id {row}" for row in range(30)])
+
+
+def test_scores_need_a_label_a_text() -> None:
+    model = make("lexical").fit(*worded(30))
+    for texts, labels in ((NEW_TEXTS, ["rail"]), (NEW_TEXTS[:1], ["rail", "post"])):
+        with pytest.raises(DataError, match=f"There are {len(texts)} texts and {len(labels)} labels"):
+            model.score(texts, labels)
+
+
+def test_missing_label_lists_are_left_out_and_any_matrix_comes_back_as_one() -> None:
+    texts, labels = worded(60)
+    lists: list[object] = [[label] for label in labels]
+    lists[7] = float("nan")
+    assert make("lexical").fit(texts, lists).summary_["rows"] == 59
+    matrix = np.array([[label == name for name in ("post", "rail", "weather")] for label in labels])
+    expected = make("lexical").fit(texts, matrix.astype(int)).predict(NEW_TEXTS)
+    assert expected.shape == (len(NEW_TEXTS), 3)
+    for same in (list(matrix.astype(int)), matrix.tolist(), pd.Series(matrix.astype(int).tolist()), csr_array(matrix)):
+        np.testing.assert_array_equal(make("lexical").fit(texts, same).predict(NEW_TEXTS), expected)
+
+
+def test_labels_in_a_table_of_one_column_are_labels() -> None:
+    texts, labels = worded(60)
+    expected = make("lexical").fit(texts, labels).predict(NEW_TEXTS)
+    table = pd.DataFrame({"label": labels})
+    np.testing.assert_array_equal(make("lexical").fit(texts, table).predict(NEW_TEXTS), expected)
+    holes = np.array([float(label == "rail") for label in labels], dtype=np.float32)
+    holes[3] = np.nan
+    with pytest.warns(SondeWarning, match="1 rows have no label"):
+        assert make("lexical").fit(texts, holes).classes_.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,16 @@ def test_labels_never_seen_count_as_wrong_and_are_named(fitted: TextClassifier) 
     assert report["log_loss"] > evaluate(fitted, NEW_TEXTS, NEW_LABELS)["log_loss"] + 0.5  # type: ignore[index]
 
 
+def test_macro_f1_counts_labels_never_seen_as_scikit_learn_does(fitted: TextClassifier) -> None:
+    labels = ["other" if row % 2 else label for row, label in enumerate(NEW_LABELS)]
+    expected = metrics.f1_score(labels, fitted.predict(NEW_TEXTS), average="macro")
+    with pytest.warns(SondeWarning, match="counted as wrong"):
+        assert evaluate(fitted, NEW_TEXTS, labels)["macro_f1"] == pytest.approx(expected)
+    aimed = make("lexical", metric="macro_f1").fit(TEXTS, LABELS)
+    expected = metrics.f1_score(labels, aimed.predict(NEW_TEXTS), average="macro")
+    assert aimed.score(NEW_TEXTS, labels) == pytest.approx(expected)
+
+
 def test_a_warning_names_five_unseen_labels_and_counts_the_rest(fitted: TextClassifier) -> None:
     labels = [f"new {i}" if i < 8 else label for i, label in enumerate(NEW_LABELS)]
     _, warning = warned("unseen_labels", evaluate, fitted, NEW_TEXTS, labels)

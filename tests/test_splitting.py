@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sonde.errors import SondeWarning
-from sonde.learn.splitting import make_folds, normalised, validation_folds
+from sonde.learn.splitting import draw, make_folds, normalised, validation_folds
 from sonde.learn.targets import encode
 
 
@@ -124,6 +124,23 @@ def test_a_validation_set_is_held_out_whole_and_half_of_it_calibrates():
     assert folds.conformal[40:50].sum() == 5 and folds.conformal[50:].sum() == 3
     assert not folds.conformal[:40].any()
     assert (folds.choosing[40:] != folds.conformal[40:]).all()
+
+
+def test_validation_texts_that_read_the_same_choose_together_or_calibrate_together():
+    texts = [f"text {i}" for i in range(40)] + [f"{blank}Text {40 + i}" for i in range(30) for blank in ("", " ")]
+    folds = validation_folds(40, encode(["a", "b"] * 50), 0, texts)
+    assert (folds.conformal[40::2] == folds.conformal[41::2]).all()
+    assert 12 <= folds.conformal[40::2].sum() <= 18
+
+
+def test_a_sample_keeps_the_validation_rows_that_choose():
+    labels = ["a", "b"] * 5000 + ["a", "b"] * 30
+    folds = validation_folds(10_000, encode(labels), 0)
+    drawn = draw(encode(labels), folds, 400, 0)
+    assert len(drawn) == 400
+    assert folds.choosing[drawn].sum() == folds.choosing.sum() == 30 and not folds.conformal[drawn].any()
+    many = draw(encode(labels), validation_folds(60, encode(labels), 0), 400, 0)
+    assert len(many) == 260 and (many < 60).sum() == 60  # all that train, and half of the sample
 
 
 def test_some_of_the_folds_hold_out_what_they_did() -> None:

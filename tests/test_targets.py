@@ -1,3 +1,5 @@
+import enum
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -71,14 +73,45 @@ def test_lists_of_labels_are_multilabel(labels):
         np.array([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]),
         np.array([[False, True, False], [True, True, False]]),
         pd.DataFrame({"a": [0, 1], "b": [1, 1], "c": [0, 0]}),
+        pd.DataFrame({"a": [0, 1], "b": [1, 1], "c": [0, 0]}).astype("Int64"),
         [[0, 1, 0], [1, 1, 0]],
+        [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]],
+        [[False, True, False], [True, True, False]],
+        list(np.array([[0, 1, 0], [1, 1, 0]])),
+        pd.Series([[0, 1, 0], [1, 1, 0]]),
     ],
 )
 def test_a_matrix_of_zeros_and_ones_is_multilabel_with_its_columns_as_classes(matrix):
     targets = encode(matrix)
     assert targets.multilabel
+    assert targets.matrix
     assert targets.classes.tolist() == [0, 1, 2]
     assert targets.indicator.tolist() == [[0, 1, 0], [1, 1, 0]]
+
+
+def test_of_two_columns_only_arrays_and_booleans_can_be_a_matrix():
+    rows = np.array([[0, 1], [1, 0], [0, 1]])
+    for matrix in (rows, list(rows), rows.astype(bool).tolist()):
+        targets = encode(matrix)
+        assert targets.matrix and targets.indicator.tolist() == rows.tolist()
+    with pytest.raises(DataError, match=r"Every row of labels is .* give a two-dimensional array"):
+        encode(rows.tolist())
+
+
+def test_nested_lists_of_a_test_set_are_read_as_those_of_the_training_set_were():
+    classes, rows = np.array([0, 1]), [[0, 1], [1, 0]]
+    assert encode_against(rows, classes, True, matrix=True).indicator.tolist() == rows
+    assert encode_against(rows, classes, True).indicator.tolist() == [[1, 1], [1, 1]]  # lists of both labels
+    assert unseen([[1, 7], [0]], classes, True, matrix=True) == {7: 1}
+
+
+class _Colour(str, enum.Enum):  # noqa: UP042 - as many write it
+    RED = "red"
+    BLUE = "blue"
+
+
+def test_labels_of_an_enumeration_are_its_values():
+    assert encode([_Colour.RED, _Colour.BLUE]).classes.tolist() == ["blue", "red"]
 
 
 @pytest.mark.parametrize(

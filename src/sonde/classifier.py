@@ -20,14 +20,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde import fitting, hub, saving, scoring
 from sonde.errors import ArgumentError, ModelError, RecipeError, choose, warn
-from sonde.inputs import as_texts, as_weights
+from sonde.inputs import as_texts, as_weights, one_column, present
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
 from sonde.learn.splitting import Folds, text_keys
 from sonde.learn.targets import encode_against
 from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
-from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, is_matrix, with_validation
+from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
 from sonde.scoring import Scores
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels : sequence of str, int or bool; lists of labels, or a 0/1 matrix, for multi-label data
             Rows whose label is None or NaN are left out, with a warning.
         sample_weight : sequence of float, optional
+            Whole numbers count rows: 2 is a row that stands twice. Others are relative: their unit does not matter. A
+            row of weight 0 is left out.
         validation : (texts, labels), optional
             Replaces the folds: settings are chosen on these rows, the model is trained on the others.
 
@@ -168,7 +170,6 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if window:
             warn_lost(window)
         self._keep(outcome.model, both, train, sources)
-        self.matrix_labels_ = self.multilabel_ and is_matrix(labels)
         self._calibrate(outcome.held_out, both, weights, folds)
         self.summary_ = {
             "recipe": recipe.name,
@@ -216,6 +217,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.model_ = model
         self.classes_ = both.targets.classes
         self.multilabel_ = both.targets.multilabel
+        self.matrix_labels_ = both.targets.matrix
         needed = {int(name.split("/")[0]) for name in model.needs}
         self.backbones_ = {index: about(source) for index, source in sources.items() if index in needed}
         self.label_names_: dict[str, str] = {}
@@ -256,7 +258,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rows": int(rows.sum()),
             "accuracy": metrics.accuracy(truth, decided, both.weights[rows]),
             "macro_f1": metrics.macro_f1(truth, decided, both.weights[rows]),
-            "log_loss": metrics.log_loss(truth, probabilities, multilabel=self.multilabel_),
+            "log_loss": metrics.log_loss(truth, probabilities, multilabel=self.multilabel_, weights=both.weights[rows]),
         }
 
     # ------------------------------------------------------------ predict
@@ -341,11 +343,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1."""
         check_is_fitted(self, "classes_")
-        decided = self.decide(self.predict_proba(texts))
-        truth = encode_against(labels, self.classes_, self.multilabel_)
+        rows, labels = as_texts(texts), one_column(labels)
+        present(labels, len(rows))
+        truth = encode_against(labels, self.classes_, self.multilabel_, self.matrix_labels_)
         weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
+        decided = self.decide(self.predict_proba(rows))
         if self.metric == "macro_f1":
-            return metrics.macro_f1(truth.indicator, decided, weights)
+            return metrics.macro_f1(truth.indicator, decided, weights, truth.foreign)
         return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
 
     def decide(self, probabilities: Float[np.ndarray, "row class"]) -> Bool[np.ndarray, "row class"]:

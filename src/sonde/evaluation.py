@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde.classifier import TextClassifier
 from sonde.errors import DataError, warn
-from sonde.inputs import as_texts, present
+from sonde.inputs import as_texts, one_column, present
 from sonde.learn import metrics
 from sonde.learn.abstention import risk_coverage
 from sonde.learn.calibration import to_probabilities
@@ -89,7 +89,7 @@ class Judged:
 def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     """Score labelled rows; arguments, errors and warnings as of `evaluate`."""
     check_is_fitted(classifier, "classes_")
-    rows = as_texts(texts)
+    rows, labels = as_texts(texts), one_column(labels)
     given, here = len(rows), present(labels, len(rows))
     if not here.all():
         warn(f"{int((~here).sum())} rows have no label and are left out.", "missing_labels", int((~here).sum()))
@@ -98,8 +98,8 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     if not rows:
         raise DataError("There are no labelled rows to evaluate on.")
     labels = _named(labels, classifier.label_names_)
-    targets = encode_against(labels, classifier.classes_, classifier.multilabel_)
-    strange = unseen(labels, classifier.classes_, classifier.multilabel_)
+    form = (classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
+    targets, strange = encode_against(labels, *form), unseen(labels, *form)
     assert targets.strange is not None, "labels were held against known classes"
     known = np.isin(text_keys(rows), classifier.train_keys_)
     warn_unseen(strange)
@@ -136,7 +136,7 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
     report: dict[str, Any] = {
         "n": len(truth),
         "accuracy": metrics.accuracy(truth, decided, strange=strange),
-        "macro_f1": metrics.macro_f1(truth, decided),
+        "macro_f1": metrics.macro_f1(truth, decided, foreign=len(judged.unseen)),
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
         "ece_95": metrics.calibrated_error(probabilities, multilabel=multilabel),

@@ -73,6 +73,14 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
+def one_column(labels: Any) -> Any:
+    """Labels in the only column of a table or matrix as a list, a sparse matrix as an array, others as they are."""
+    if hasattr(labels, "toarray"):
+        labels = labels.toarray()
+    only = len(getattr(labels, "shape", ())) == 2 and labels.shape[1] == 1
+    return np.asarray(labels)[:, 0].tolist() if only else labels
+
+
 def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
     """Which rows have a label; None and NaN are missing.
 
@@ -93,6 +101,7 @@ def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
 
 
 def _missing(label: object) -> bool:
+    label = label.item() if isinstance(label, np.generic) else label
     return (
         label is None or (isinstance(label, float) and label != label) or type(label).__name__ in ("NAType", "NaTType")
     )

@@ -4,22 +4,22 @@ Labelled        texts, targets and weights of training or validation rows
 as_labelled     what a user hands over -> Labelled
 with_validation training rows and the user's validation rows, if any -> all rows, and which train and choose
 check_class_weight, class_factors   `class_weight`, judged, and as a factor for each row
-is_matrix       whether multi-label labels came as a 0/1 matrix
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sonde.errors import ArgumentError, DataError, choose, warn
-from sonde.inputs import as_texts, as_weights, present
+from sonde.inputs import as_texts, as_weights, one_column, present
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
-from sonde.learn.targets import is_matrix as reads_as_matrix
+
+FEW_ROWS = 20  # with fewer, a class of one row is no sign of a wrong column
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,38 @@ class Labelled:
 
 
 def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) -> Labelled:
-    """Check texts, labels and weights together; leave out rows without a label."""
-    rows = as_texts(texts)
+    """Check texts, labels and weights together; leave out rows without a label, and those of weight 0.
+
+    Weights that are all whole numbers count rows: 2 is a row that stands twice. Others are relative, and scaled to a
+    mean of 1: how much rows weigh against a penalty does not hang on their unit.
+    """
+    rows, labels = as_texts(texts), one_column(labels)
     here = present(labels, len(rows))
-    chosen = as_weights(weights, len(rows))[here]
-    missing, places = int((~here).sum()), (np.flatnonzero(here) + 1).tolist()
-    if missing:
+    heavy = as_weights(weights, len(rows))
+    if missing := int((~here).sum()):
         warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
-        labels = [label for label, keep in zip(labels, here, strict=True) if keep]
-        rows = [text for text, keep in zip(rows, here, strict=True) if keep]
-    told = encode(labels, places) if known is None else encode_against(labels, known.classes, known.multilabel, places)
+    kept = here & (heavy > 0)
+    if not kept.any() and here.any():
+        raise ArgumentError("sample_weight is 0 for every row that has a label; some must weigh more.")
+    if not kept.all():
+        labels, rows, heavy = _taken(labels, kept), _taken(rows, kept), heavy[kept]
+    places = (np.flatnonzero(kept) + 1).tolist()
+    told = (
+        encode(labels, places)
+        if known is None
+        else encode_against(labels, known.classes, known.multilabel, known.matrix, places)
+    )
     _warn_conflicts(rows, told)
     if known is None:
         _warn_blanks(told.classes.tolist())
-    return Labelled(rows, told, chosen)
+        _warn_many(told)
+    return Labelled(rows, told, heavy if (heavy == np.floor(heavy)).all() else heavy / heavy.mean())
+
+
+def _taken(entries: Any, kept: Bool[np.ndarray, " row"]) -> Any:
+    if len(getattr(entries, "shape", ())) == 2:
+        return np.asarray(entries)[kept]
+    return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
 
 
 def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
@@ -71,11 +89,8 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
         )
     if not known.any():
         raise DataError("validation has no row with a label of the training rows.")
-    both = Targets(
-        train.targets.classes,
-        np.concatenate([train.targets.indicator, held.targets.indicator[known]]),  # row class
-        train.targets.multilabel,
-    )
+    indicator = np.concatenate([train.targets.indicator, held.targets.indicator[known]])  # row class
+    both = replace(train.targets, indicator=indicator)
     kept = [text for text, keep in zip(held.texts, known, strict=True) if keep]
     shared = int(np.isin(text_keys(kept), text_keys(train.texts)).sum())
     if shared:
@@ -86,15 +101,7 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
             shared,
         )
     rows = Labelled([*train.texts, *kept], both, np.concatenate([train.weights, held.weights[known]]))
-    return rows, validation_folds(len(train.texts), both, seed)
-
-
-def is_matrix(labels: Any) -> bool:
-    """Whether multi-label labels came as a 0/1 matrix; nested lists count as one where `encode` reads them so."""
-    if not isinstance(labels, list | tuple):
-        return len(getattr(labels, "shape", ())) == 2
-    rows = [list(row) for row in labels if row is not None]
-    return bool(rows) and reads_as_matrix(rows)
+    return rows, validation_folds(len(train.texts), both, seed, rows.texts)
 
 
 def _warn_blanks(classes: Sequence[Any]) -> None:
@@ -113,10 +120,21 @@ def _warn_conflicts(texts: Sequence[str], targets: Targets) -> None:
     keys = text_keys(texts)
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    differ = (targets.indicator[order][1:] != targets.indicator[order][:-1]).any(axis=1)
-    count = len(np.unique(keys[order][1:][same & differ]))
+    one, other = order[1:][same], order[:-1][same]
+    differ = (targets.indicator[one] != targets.indicator[other]).any(axis=1)
+    count = len(np.unique(keys[one][differ]))
     if count:
         warn(f"{count} texts stand more than once with different labels; all are kept.", "conflicting_labels", count)
+
+
+def _warn_many(targets: Targets) -> None:
+    if not targets.multilabel and targets.rows >= FEW_ROWS and targets.n_classes > targets.rows / 2:
+        warn(
+            f"{targets.rows} rows have {targets.n_classes:,} different labels: most classes have one row, of which "
+            "nothing can be learned. Is this the column of labels?",
+            "many_classes",
+            targets.n_classes,
+        )
 
 
 def check_class_weight(class_weight: object) -> None:
@@ -138,12 +156,19 @@ def class_factors(
         factor = count.sum() / (len(count) * np.maximum(count, 1e-12))
     else:
         unknown = set(class_weight) - set(targets.classes.tolist())
-        if unknown:
-            raise ArgumentError(
-                f"class_weight names {sorted(map(str, unknown))}, which are no labels of the training rows."
-            )
+        said = f"class_weight names {sorted(map(str, unknown))}, which are no labels of the training rows"
+        if unknown and len(unknown) == len(class_weight):
+            raise ArgumentError(f"{said}.")
+        if unknown:  # as in a fold of cross-validation that lacks a rare class
+            warn(f"{said}; they count for nothing.", "unused_class_weights", len(unknown))
         factor = np.array([class_weight.get(label, 1.0) for label in targets.classes.tolist()], dtype=np.float64)
         if not (np.isfinite(factor).all() and (factor >= 0).all() and factor.any()):
             raise ArgumentError("class_weight must hold finite numbers that are not negative, and not zero everywhere.")
     labels = targets.indicator.sum(axis=1)
-    return np.where(labels > 0, targets.indicator @ factor / np.maximum(labels, 1), 1.0).astype(np.float64)
+    factors = np.where(labels > 0, targets.indicator @ factor / np.maximum(labels, 1), 1.0).astype(np.float64)
+    if isinstance(class_weight, str):
+        return factors
+    mean = np.average(factors[folds.trainable], weights=weights[folds.trainable])
+    if not mean:
+        raise ArgumentError("class_weight is 0 for every class that the training rows have.")
+    return np.asarray(factors / mean)

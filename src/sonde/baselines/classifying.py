@@ -12,11 +12,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde.inputs import as_texts, as_weights
+from sonde.inputs import as_texts, as_weights, one_column, present
 from sonde.learn import metrics
 from sonde.learn.calibration import decide
 from sonde.learn.targets import Targets, encode_against
-from sonde.rows import is_matrix
 
 
 class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
@@ -38,10 +37,10 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     thresholds_: Float[np.ndarray, " class"] | None = None
     """Of multi-label models: the probability from which a label is given; None: .5 for all."""
 
-    def _know(self, targets: Targets, labels: Any) -> None:
+    def _know(self, targets: Targets) -> None:
         """Take over the classes and the form in which labels came."""
         self.classes_, self.multilabel_ = targets.classes, targets.multilabel
-        self.matrix_labels_ = targets.multilabel and is_matrix(labels)
+        self.matrix_labels_ = targets.matrix
 
     @abstractmethod
     def _probabilities(self, texts: list[str]) -> Float[np.ndarray, "row class"]:
@@ -68,11 +67,14 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """Accuracy (of multi-label data, of whole label sets), or the metric that the classifier aims at."""
-        decided = self._decided(texts)
-        truth = encode_against(labels, self.classes_, self.multilabel_)
+        check_is_fitted(self, "classes_")
+        rows, labels = as_texts(texts), one_column(labels)
+        present(labels, len(rows))
+        truth = encode_against(labels, self.classes_, self.multilabel_, self.matrix_labels_)
         weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
+        decided = self._decided(rows)
         if self.metric == "macro_f1":
-            return metrics.macro_f1(truth.indicator, decided, weights)
+            return metrics.macro_f1(truth.indicator, decided, weights, truth.foreign)
         return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
 
     def __sklearn_tags__(self) -> Any:

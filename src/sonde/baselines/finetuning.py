@@ -155,7 +155,7 @@ class FineTuning(Classifying):
         states = None if self.resume is None else States(self.resume, self._identity(schedule, both, task, tunable))
         position = train(tunable, task, schedule, states)
         self.tunable_, self.adapted_ = tunable, adapted
-        self._know(both.targets, labels)
+        self._know(both.targets)
         self._calibrate(task)
         self.summary_ = {
             "method": self.method,

@@ -70,7 +70,7 @@ class KNN(Classifying):
         self.index_ = NearestNeighbors(n_neighbors=self.k, algorithm="brute", metric="cosine")
         self.index_.fit(self.neighbours_.vectors)
         self.indicator_, self.weights_ = rows.targets.indicator[some], rows.weights[some]
-        self._know(rows.targets, labels)
+        self._know(rows.targets)
         return self
 
     def _probabilities(self, texts: list[str]) -> Float64[np.ndarray, "row class"]:

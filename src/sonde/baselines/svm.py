@@ -84,7 +84,7 @@ class SVM(Classifying):
         weights = rows.weights * class_factors(self.class_weight, rows.targets, rows.weights, folds)
         self.temperature_ = self._temperature(rows, weights, folds) if self.probability else 1.0
         self.machine_ = self._train(rows, weights, everything)
-        self._know(rows.targets, labels)
+        self._know(rows.targets)
         return self
 
     def _train(self, rows: Labelled, weights: Float[np.ndarray, " row"], some: Bool[np.ndarray, " row"]) -> "_Machine":

@@ -231,7 +231,7 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
         "accuracy": float(right.mean()),
         "low": float(interval.low),
         "high": float(interval.high),
-        "macro_f1": metrics.macro_f1(truth, decided),
+        "macro_f1": metrics.macro_f1(truth, decided, foreign=targets.foreign),
         "correct": pack(right),
         **calibration,
         **_asked(classifier),

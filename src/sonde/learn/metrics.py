@@ -67,12 +67,19 @@ def accuracy(
 
 
 def macro_f1(
-    truth: Shaped[np.ndarray, "row class"], predicted: Shaped[np.ndarray, "row class"], weights: Weights = None
+    truth: Shaped[np.ndarray, "row class"],
+    predicted: Shaped[np.ndarray, "row class"],
+    weights: Weights = None,
+    foreign: int = 0,
 ) -> float:
-    """Mean F1 over the classes that occur in the truth or are predicted; 0 if there are none."""
+    """Mean F1 over the classes that occur in the truth or are predicted; 0 if there are none.
+
+    So many labels in the truth beside the classes are `foreign`, and never found: each is a class with an F1 of 0.
+    """
     both, said, there = _counts(truth, predicted, weights)
     occurs = said + there > 0
-    return float(np.mean(2 * both[occurs] / (said + there)[occurs])) if occurs.any() else 0.0
+    found = 2 * both[occurs] / (said + there)[occurs]
+    return float(found.sum() / (len(found) + foreign)) if len(found) + foreign else 0.0
 
 
 def micro_f1(

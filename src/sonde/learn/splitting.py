@@ -14,7 +14,7 @@ temperatures and thresholds.
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: in
     return Folds(held, np.ones(len(held), dtype=bool), held == 0, count)
 
 
-def validation_folds(n_train: int, targets: Targets, seed: int) -> Folds:
+def validation_folds(n_train: int, targets: Targets, seed: int, texts: Sequence[str] | None = None) -> Folds:
     """Folds for a validation set: training rows first, then validation rows, all held out in fold 0.
 
     Parameters
@@ -111,16 +111,19 @@ def validation_folds(n_train: int, targets: Targets, seed: int) -> Folds:
     targets : Targets
         Of training rows, then validation rows.
     seed : int
+    texts : sequence of str, one per row, optional
+        None: all texts differ.
 
     Returns
     -------
     Folds
-        Every second validation row of a class calibrates label sets; the others choose.
+        Every second validation text of a class calibrates label sets, with all that read the same; the others choose.
     """
     validation = np.arange(len(targets.indicator)) >= n_train
     held = np.where(validation, 0, -1)
     conformal = np.zeros(len(held), dtype=bool)
-    conformal[n_train:] = _deal(targets.indicator[n_train:], seed, 2) == 1
+    groups, first = _groups(map(str, range(validation.sum())) if texts is None else texts[n_train:])
+    conformal[n_train:] = (_deal(targets.indicator[n_train:][first], seed, 2) == 1)[groups]
     return Folds(held.astype(np.int64), ~validation, conformal, 1)
 
 
@@ -135,16 +138,16 @@ def text_keys(texts: Sequence[str]) -> UInt64[np.ndarray, " row"]:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _groups(texts: Sequence[str]) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " group"]]:
+def _groups(texts: Iterable[str]) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " group"]]:
     seen: dict[bytes, int] = {}
     first: list[int] = []
-    groups = np.empty(len(texts), dtype=np.int64)
+    groups: list[int] = []
     for row, text in enumerate(texts):
         digest = hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        groups[row] = seen.setdefault(digest, len(seen))
+        groups.append(seen.setdefault(digest, len(seen)))
         if groups[row] == len(first):
             first.append(row)
-    return groups, np.array(first, dtype=np.int64)
+    return np.array(groups, dtype=np.int64), np.array(first, dtype=np.int64)
 
 
 def _most_held(
@@ -181,10 +184,13 @@ def _held(
     never[groups[indicator[:, rare].any(axis=1)]] = True
     fold_of_group = np.full(len(first), -1, dtype=np.int64)
     fold_of_group[~never] = _deal(filed[~never], seed, n_folds)
-    for column in indicator.T > 0:  # a class all of whose groups fell into one fold would be unknown to its model
-        folds = np.unique(fold_of_group[groups[column]])
-        if len(folds) == 1:
-            fold_of_group[groups[column]] = -1
+    rows, classes = np.nonzero(indicator)
+    met = np.zeros((indicator.shape[1], n_folds + 1), dtype=bool)  # class fold, the last for rows that are never held
+    met[classes, fold_of_group[groups[rows]]] = True
+    for one in np.flatnonzero((met.sum(axis=1) == 1) & ~met[:, -1]):  # to the model of that fold it would be unknown
+        own = groups[indicator[:, one] > 0]
+        if len(np.unique(fold_of_group[own])) == 1:
+            fold_of_group[own] = -1
     return np.asarray(fold_of_group[groups])
 
 
@@ -229,7 +235,8 @@ def _warn_folds(targets: Targets, held: Int64[np.ndarray, " row"], wanted: int, 
 def draw(targets: Targets, folds: Folds, limit: int, seed: int) -> Int64[np.ndarray, " drawn"]:
     """Rows to make a selection on: all of them if they are few, else `limit` at random, of each class some.
 
-    Of every class the trainable rows or `CLASS_ROWS` of them are drawn, whichever is less; chance fills the rest.
+    Of every class the trainable rows or `CLASS_ROWS` of them are drawn, whichever is less; chance fills the rest. Rows
+    of a validation set that choose are drawn first, up to half of all: a sample of both sorts would leave few.
 
     Raises
     ------
@@ -247,5 +254,7 @@ def draw(targets: Targets, folds: Folds, limit: int, seed: int) -> Int64[np.ndar
             f"sample_rows is {limit}, too few for {targets.n_classes} classes: with {CLASS_ROWS} rows of each (all "
             f"where there are fewer) they take {int(needed.sum())}. Give at least so many."
         )
-    rest = np.flatnonzero(~needed)[: limit - int(needed.sum())]
-    return np.sort(order[np.concatenate([np.flatnonzero(needed), rest])])
+    left = limit - int(needed.sum())
+    judges = np.flatnonzero(~folds.trainable[order] & folds.choosing[order])[: min(left, limit // 2)]
+    rest = np.flatnonzero(~needed & folds.trainable[order])[: left - len(judges)]
+    return np.sort(order[np.concatenate([np.flatnonzero(needed), judges, rest])])

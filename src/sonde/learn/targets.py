@@ -8,7 +8,8 @@ unseen            which labels a model's classes do not contain, with counts
 
 from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,10 @@ class Targets:
     """Whether a row may have any number of classes."""
     strange: Bool[np.ndarray, " row"] | None = None
     """Rows with a label that is none of the classes; None where every label made a class."""
+    matrix: bool = False
+    """Whether the labels came as a 0/1 matrix."""
+    foreign: int = 0
+    """How many labels are none of the classes."""
 
     @property
     def rows(self) -> int:
@@ -51,7 +56,7 @@ class Targets:
     def take(self, rows: Int64[np.ndarray, " taken"] | Bool[np.ndarray, " row"]) -> "Targets":
         """The same classes over some of the rows."""
         strange = None if self.strange is None else self.strange[rows]
-        return Targets(self.classes, self.indicator[rows], self.multilabel, strange)
+        return replace(self, indicator=self.indicator[rows], strange=strange)
 
 
 def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
@@ -62,24 +67,29 @@ def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
     labels : list, tuple, ndarray, pandas or polars Series
         str, int or bool, all of one type: single-label. Lists of str or int (an empty list = no label), or a
         two-dimensional array of 0 and 1 whose columns are the classes 0, 1, ...: multi-label. A nested list is read as
-        such a matrix if its rows are equally long, hold only 0 and 1, and some row repeats a value.
+        such a matrix if its rows are equally long, hold only 0 and 1, and are arrays, or booleans, or some row repeats
+        a value.
     places : sequence of int, optional
         The row by which a sentence names each, counted from 1; by default its place among `labels`.
 
     Raises
     ------
     DataError
-        A bare string, missing labels, mixed types, fractions, or fewer than two classes.
+        A bare string, missing labels, mixed types, fractions, fewer than two classes, or nested lists that may be a
+        matrix of two columns as well as lists of both labels.
     """
-    rows, multilabel, width = _read(labels, places)
+    rows, multilabel, width = _read(labels, places, None)
     found: list[Label] = sorted({label for row in rows for label in row}) if width is None else list(range(width))
     if len(found) < 2:
         raise DataError(_too_few(found, len(rows)))
     classes = np.array(found, dtype=str) if isinstance(found[0], str) else np.array(found)
-    return Targets(classes, _indicator(rows, {label: i for i, label in enumerate(found)}, len(found)), multilabel)
+    indicator = _indicator(rows, {label: i for i, label in enumerate(found)}, len(found))
+    return Targets(classes, indicator, multilabel, matrix=width is not None)
 
 
-def encode_against(labels: Any, classes: np.ndarray, multilabel: bool, places: Sequence[int] | None = None) -> Targets:
+def encode_against(
+    labels: Any, classes: np.ndarray, multilabel: bool, matrix: bool = False, places: Sequence[int] | None = None
+) -> Targets:
     """Turn the labels of a test set into targets over known classes.
 
     Parameters
@@ -89,6 +99,8 @@ def encode_against(labels: Any, classes: np.ndarray, multilabel: bool, places: S
         The classes of a model.
     multilabel : bool
         Whether the model is multi-label.
+    matrix : bool
+        Whether it was trained on a 0/1 matrix: nested lists of 0 and 1 are read as it was.
 
     Returns
     -------
@@ -101,23 +113,24 @@ def encode_against(labels: Any, classes: np.ndarray, multilabel: bool, places: S
     DataError
         As in `encode`, or if the labels are multi-label and the model is not, or the reverse.
     """
-    rows = _read_against(labels, classes, multilabel, places)
+    rows = _read_against(labels, classes, multilabel, matrix, places)
     known = _positions(rows, classes)
     strange = np.array([any(label not in known for label in row) for row in rows])  # row
-    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, strange)
+    foreign = len({label for row in rows for label in row} - known.keys())
+    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, strange, matrix, foreign)
 
 
-def unseen(labels: Any, classes: np.ndarray, multilabel: bool) -> dict[Label, int]:
+def unseen(labels: Any, classes: np.ndarray, multilabel: bool, matrix: bool = False) -> dict[Label, int]:
     """Count the labels that are not among `classes`, most frequent first. Arguments as in `encode_against`."""
-    rows = _read_against(labels, classes, multilabel)
+    rows = _read_against(labels, classes, multilabel, matrix, None)
     known = _positions(rows, classes)
     return dict(Counter(label for row in rows for label in row if label not in known).most_common())
 
 
 def _read_against(
-    labels: Any, classes: np.ndarray, multilabel: bool, places: Sequence[int] | None = None
+    labels: Any, classes: np.ndarray, multilabel: bool, matrix: bool, places: Sequence[int] | None
 ) -> list[list[Label]]:
-    rows, given_multilabel, width = _read(labels, places)
+    rows, given_multilabel, width = _read(labels, places, matrix)
     if given_multilabel != multilabel:
         sorts = {True: "lists of labels (or a 0/1 matrix)", False: "one label per row"}
         raise DataError(
@@ -141,8 +154,11 @@ def _comparable(label: Label, kind: type) -> bool:
     return type(label) is kind or isinstance(label, str) or kind is str
 
 
-def _read(labels: Any, places: Sequence[int] | None) -> tuple[list[list[Label]], bool, int | None]:
-    """Rows of labels, whether they are multi-label, and the number of columns if they came as a 0/1 matrix."""
+def _read(labels: Any, places: Sequence[int] | None, matrix: bool | None) -> tuple[list[list[Label]], bool, int | None]:
+    """Rows of labels, whether they are multi-label, and the number of columns if they came as a 0/1 matrix.
+
+    `matrix` says how nested lists of 0 and 1 are meant; None: by their look.
+    """
     if isinstance(labels, str | bytes | dict) or not isinstance(labels, Iterable):
         raise DataError(f"Labels must be a list or array with one entry per text, not {_shown(labels)}.")
     if not isinstance(labels, list | tuple):
@@ -157,11 +173,14 @@ def _read(labels: Any, places: Sequence[int] | None) -> tuple[list[list[Label]],
         raise DataError("There are no labels: a classifier needs at least two classes.")
     places = range(1, len(items) + 1) if places is None else places
     if _is_collection(items[0]):
-        return _read_lists(items, places)
+        return _read_lists(items, places, matrix)
     return [[label] for label in _of_one_type(list(zip(places, items, strict=True)))], False, None
 
 
 def _read_matrix(array: np.ndarray, places: Sequence[int] | None) -> tuple[list[list[Label]], bool, int | None]:
+    if array.dtype.kind == "O":  # of pandas' nullable columns
+        with suppress(TypeError, ValueError):
+            array = array.astype(np.float64)
     wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=bool)
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()
@@ -174,28 +193,44 @@ def _read_matrix(array: np.ndarray, places: Sequence[int] | None) -> tuple[list[
     return rows, True, array.shape[1]
 
 
-def _read_lists(items: list[Any], places: Sequence[int]) -> tuple[list[list[Label]], bool, int | None]:
+def _read_lists(
+    items: list[Any], places: Sequence[int], matrix: bool | None
+) -> tuple[list[list[Label]], bool, int | None]:
     for row, item in zip(places, items, strict=True):
         if not _is_collection(item):
             raise DataError(
                 f"Row {places[0]} is a list of labels, but row {row} is {_shown(item)}. Make every row a list."
             )
     lists = [list(item) for item in items]
-    if is_matrix(lists):
+    if _is_matrix(items, lists, matrix):
         return _read_matrix(np.array(lists), places)
     flat = iter(_of_one_type([(row, label) for row, labels in zip(places, lists, strict=True) for label in labels]))
     return [[next(flat) for _ in labels] for labels in lists], True, None
 
 
-def is_matrix(lists: list[list[Any]]) -> bool:
-    """Whether nested lists are read as a 0/1 matrix.
+def _is_matrix(items: list[Any], lists: list[list[Any]], matrix: bool | None) -> bool:
+    """Whether nested lists are read as a 0/1 matrix; `matrix` decides where both can be meant.
 
     Label lists do not repeat a label in a row; rows of a 0/1 matrix of three columns must.
     """
     width = len(lists[0])
-    if not all(len(row) == width and all(type(value) is int and value in (0, 1) for value in row) for row in lists):
+    if not all(len(row) == width and all(_is_bit(value) for value in row) for row in lists):
         return False
-    return any(len(set(row)) < width for row in lists)
+    if matrix is not None:
+        return matrix
+    if all(isinstance(item, np.ndarray) for item in items) or any(len(set(row)) < width for row in lists):
+        return True
+    bits = width and all(isinstance(value, bool | np.bool_) for row in lists for value in row)
+    if width == 2 and not bits:
+        raise DataError(
+            "Every row of labels is [0, 1] or [1, 0]. If that is a 0/1 matrix with a column for each class, give a "
+            "two-dimensional array; if it is lists of labels, all rows have both, and there is nothing to learn."
+        )
+    return bool(bits)
+
+
+def _is_bit(value: object) -> bool:
+    return isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1)
 
 
 def _is_collection(item: object) -> bool:
@@ -225,7 +260,7 @@ def _plain(row: int, item: Any) -> Label:
                 f"The label of row {row} is {_shown(value)}: the NUL characters at its end, with which some programs "
                 "fill columns, would be lost. Remove them."
             )
-        return str(value)
+        return str.__str__(value)  # of an enumeration its value
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # columns with gaps often hold whole numbers as floats
     if not isinstance(value, int):  # bool is an int
