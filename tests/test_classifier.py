@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ from scipy.sparse import csr_array
 from sklearn.metrics import recall_score
 
 import sonde
-from sonde import TextClassifier
+from sonde import ActivationFeatures, TextClassifier
 from sonde.classifier import BUNDLE
-from sonde.errors import ArgumentError, DataError, RecipeError, SondeWarning
+from sonde.errors import ArgumentError, BackboneError, DataError, RecipeError, SondeWarning
 from sonde.evaluation import evaluate
 from sonde.tables import read_table
 
@@ -352,6 +353,30 @@ def test_labels_that_nearly_all_differ_are_asked_about() -> None:
     texts, _ = worded(30)
     with pytest.warns(SondeWarning, match="30 rows have 30 different labels.*Is this the column of labels"):
         make("lexical").fit(texts, [f"id {row}" for row in range(30)])
+
+
+def test_more_bounds_than_backbones_are_refused() -> None:
+    for estimator in (make("linear", max_tokens=(16, 32)), ActivationFeatures(make().backbones, max_tokens=(16, 32))):
+        with pytest.raises(ArgumentError, match="max_tokens has 2 entries, and there are 1 backbones"):
+            estimator.fit(*worded(30))
+
+
+def test_a_layer_that_is_not_read_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sonde.read.extract.read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ArgumentError, match="layers is 99; layers 0 to"):
+        make("stc", layers=99).fit(*worded(60))
+
+
+def test_a_backbone_named_from_here_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(make().backbones[0], tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    make("linear", backbones=("mine",)).fit(*worded(30)).save("model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(sonde.load("../model", cache=None).predict(NEW_TEXTS)) == len(NEW_TEXTS)
+    shutil.move(tmp_path / "mine", tmp_path / "moved")
+    with pytest.raises(BackboneError, match=r"mine: say with backbones= \(--backbone\) where that lies now"):
+        sonde.load("../model", cache=None)
 
 
 def test_scores_need_a_label_a_text() -> None:

@@ -105,6 +105,13 @@ def test_two_fits_are_identical_and_leave_global_randomness_alone(outcome):
     assert again.summary == outcome.summary
 
 
+def test_blocks_too_large_for_a_second_copy_are_standardised_batch_by_batch(outcome, monkeypatch):
+    monkeypatch.setattr(training, "PREPARED_BYTES", 0)
+    other = mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 15, setting=QUICK)
+    assert other.summary == outcome.summary
+    np.testing.assert_array_equal(other.held_out, outcome.held_out)
+
+
 def test_the_seed_matters(outcome):
     blocks, ids, texts = clusters()
     folds = make_folds(texts, encode([f"c{i}" for i in ids]), seed=0)

@@ -342,6 +342,28 @@ def test_a_csv_whose_header_holds_no_comma_is_split_as_spreadsheets_write_it(tmp
     assert f"row 2 (line 4) has 3 fields, the header has 2; put a text that contains {sign!r}" in said
 
 
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ('text;"price, EUR";label\na;1,5;b\n', {"text": ["a"], "price, EUR": ["1,5"], "label": ["b"]}),
+        ("id;text, raw;label\n1;hello;x\n", {"id": ["1"], "text, raw": ["hello"], "label": ["x"]}),
+        ("sep=;\ntext;label\na;b\n", {"text": ["a"], "label": ["b"]}),
+        ('text;label\n"two\nlines";x\n', {"text": ["two\nlines"], "label": ["x"]}),
+        ('"text; the review"\nhello\n', {"text; the review": ["hello"]}),
+        ("text,note\na;b,c;d\n", {"text": ["a;b"], "note": ["c;d"]}),
+    ],
+)
+def test_the_separator_splits_the_header_and_the_first_row_alike(
+    tmp_path: Path, content: str, columns: dict[str, list[str]]
+) -> None:
+    assert read_table(put(tmp_path, "t.csv", content)).columns == columns
+
+
+def test_a_column_that_may_be_several_is_told_how_fields_are_separated(tmp_path: Path) -> None:
+    path = put(tmp_path, "t.csv", "text;label, gold\nwell, fine;x\n")
+    assert "separated by commas, semicolons or tabs" in refusal(path, ["text"])
+
+
 def test_signs_in_a_header_with_commas_in_quotes_or_in_tsv_split_nothing(tmp_path: Path) -> None:
     assert read_table(put(tmp_path, "t.csv", "a;b,c\n1;2,3\n")).names == ["a;b", "c"]
     assert read_table(put(tmp_path, "t.csv", '"a;b"\n1;2\n')).columns == {"a;b": ["1;2"]}

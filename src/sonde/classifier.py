@@ -19,14 +19,24 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
 from sonde import fitting, hub, saving, scoring
-from sonde.errors import ArgumentError, ModelError, RecipeError, choose, warn
+from sonde.errors import ArgumentError, BackboneError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts, as_weights, one_column, present
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
 from sonde.learn.splitting import Folds, text_keys
 from sonde.learn.targets import encode_against
-from sonde.plan import BUNDLE, about, backbone_names, check_same, needed, token_loss, warn_lost, warn_truncated
+from sonde.plan import (
+    BUNDLE,
+    about,
+    backbone_names,
+    check_bounds,
+    check_same,
+    needed,
+    token_loss,
+    warn_lost,
+    warn_truncated,
+)  # fmt: skip
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
 from sonde.scoring import Scores
 
@@ -203,6 +213,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The backbones that a recipe reads, and where their activations are kept."""
         if not recipe.reads:
             return {}, None
+        check_bounds(self.max_tokens, len(backbone_names(self.backbones)))
         from sonde.read.sources import open_store
 
         names = needed(recipe, backbone_names(self.backbones))
@@ -386,7 +397,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         known = self.backbones_  # texts are seen as in training, whatever set_params said since
         bounds = [known[index]["max_tokens"] if index in known else None for index in range(max(known) + 1)]
         long_text = next(iter(known.values()))["long_text"]
-        sources = self._open({index: one["id"] for index, one in known.items()}, bounds, long_text)
+        try:
+            sources = self._open({index: one["id"] for index, one in known.items()}, bounds, long_text)
+        except BackboneError as error:
+            names = ", ".join(one["id"] for one in known.values())
+            raise BackboneError(
+                f"{error} The model was trained on {names}: say with backbones= (--backbone) where that lies now."
+            ) from error
         for index, source in sources.items():
             check_same(self.backbones_[index], source)
         return sources

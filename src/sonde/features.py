@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
-from sonde.plan import BUNDLE, backbone_names
+from sonde.plan import BUNDLE, backbone_names, check_bounds
 from sonde.read.blocks import Block
 from sonde.read.extract import read
 from sonde.read.pooling import POOLINGS
@@ -92,8 +92,10 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(names, dtype=object)
 
     def _open(self) -> tuple[dict[int, Any], list[Block]]:
+        names = backbone_names(self.backbones)
+        check_bounds(self.max_tokens, len(names))
         sources = open_sources(
-            backbone_names(self.backbones),
+            names,
             max_tokens=self.max_tokens,
             long_text=self.long_text,
             dtype=self.dtype,

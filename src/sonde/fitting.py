@@ -81,6 +81,7 @@ def fit(
         window = run.read(blocks)
         outcome = learning.fit(recipe, replace(problem, blocks=window.blocks), names, paper, early)
         return Fit(outcome, window, run.seconds)
+    learning.check(names, sparsity)
     limit = problem.rows if paper else sparsity.sample_rows  # the paper knows no sample
     rows = draw(problem.targets, problem.folds, limit, problem.seed)
     window = run.read(blocks, rows)

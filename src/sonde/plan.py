@@ -1,6 +1,7 @@
 """What a recipe reads of which backbones, and what a model remembers of them.
 
 BUNDLE, backbone_names   the backbone that needs no network; the `backbones` argument, checked
+check_bounds whether there are more bounds than backbones
 needed       recipe, backbones -> those that it reads
 groups       recipe, open sources -> the blocks of each of its `Reads`
 about        a source -> what a saved model remembers of it
@@ -10,6 +11,7 @@ token_loss, warn_lost, warn_truncated   how many rows and tokens were cut
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import ArgumentError, ModelError, RecipeError, warn
@@ -29,6 +31,15 @@ def backbone_names(backbones: object) -> dict[int, str]:
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise ArgumentError(f"backbones is {backbones!r:.80}; give a tuple of hub ids or folders, as strings.")
     return dict(enumerate(names))
+
+
+def check_bounds(max_tokens: object, backbones: int) -> None:
+    """`ArgumentError` if more bounds are given than backbones."""
+    if isinstance(max_tokens, Sequence) and not isinstance(max_tokens, str) and len(max_tokens) > backbones:
+        raise ArgumentError(
+            f"max_tokens has {len(max_tokens)} entries, and there are {backbones} backbones; give one number, or one "
+            "for each."
+        )
 
 
 ABOUT = ("id", "fingerprint", "dtype", "max_tokens", "long_text")
@@ -76,12 +87,17 @@ def about(source: "Source") -> dict[str, Any]:
     """What a saved model remembers of a source: the keys of `ABOUT`."""
     backbone = source.backbone
     return {
-        "id": backbone.name,
+        "id": str(backbone.path) if _is_relative(backbone.name) else backbone.name,
         "fingerprint": backbone.fingerprint,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "max_tokens": source.view.max_tokens,
         "long_text": source.view.long_text,
     }
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a name is that of a folder as seen from where this process works."""
+    return Path(name).is_dir() and not Path(name).is_absolute()
 
 
 _said: set[tuple[str, str]] = set()

@@ -68,6 +68,13 @@ def used(recipe: Recipe, problem: Problem, groups: Groups) -> Groups:
     return [[name for name in group if name in wanted] for group in groups]
 
 
+def check(groups: Groups, sparsity: Sparsity) -> None:
+    """Judge what hangs on the backbone, before anything is read."""
+    from sonde.learn import sparsify
+
+    sparsify.check_layers(_all(groups), sparsity.layers)
+
+
 def select(
     recipe: Recipe, problem: Problem, groups: Groups, sparsity: Sparsity, paper: bool = False, rows: int = 0
 ) -> "Selection":

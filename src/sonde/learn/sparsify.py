@@ -1,5 +1,6 @@
 """Sparsify-then-Classify, first half: how many neurons of how many layers are kept, chosen on some of the rows.
 
+    check_layers whether a number of layers can be had
     select       a problem and the blocks of all layers -> Selection: neurons by probes, eta and k by folds
     Selection    the neurons that each fold keeps
     narrow       a problem -> the same with the kept neurons alone
@@ -63,6 +64,15 @@ class Selection:
         return {name: tuple(np.flatnonzero(masks.any(axis=0)).tolist()) for name, masks in self.kept.items()}
 
 
+def check_layers(names: Sequence[str], layers: int | None) -> None:
+    """`ArgumentError` if no such layer is among these blocks."""
+    shallowest, deepest = min(map(depth, names)), max(map(depth, names))
+    if layers is not None and not shallowest <= layers <= deepest:
+        raise ArgumentError(
+            f"layers is {layers}; layers {shallowest} to {deepest} are read (0: embeddings): give one of these."
+        )
+
+
 def select(
     problem: Problem,
     names: Sequence[str],
@@ -99,12 +109,8 @@ def select(
     DataError
         If no probe of any block has a weight: nothing in the layers tells the classes apart.
     """
+    check_layers(names, layers)
     names = sorted(names, key=depth)
-    shallowest, deepest = depth(names[0]), depth(names[-1])
-    if layers is not None and not shallowest <= layers <= deepest:
-        raise ArgumentError(
-            f"k is {layers}; layers {shallowest} to {deepest} are read (0: embeddings): give one of these."
-        )
     layers_of = [list(own) for _, own in groupby(names, key=depth)]
     rankings = [ranking for own in tracked(layers_of, "probing", "layers") for ranking in rank(problem, own)]
     if not any(ranking.importance[-1].any() for ranking in rankings):

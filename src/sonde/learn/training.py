@@ -23,6 +23,8 @@ from sonde.precision import choose_dtype
 from sonde.progress import tracked
 
 Loss = Callable[[Float[Tensor, "row class"], Float[Tensor, "row class"], bool], Float[Tensor, " row"]]
+PREPARED_BYTES = 2**30
+"""Blocks of more bytes are standardised batch by batch, not all at once: as many bytes again do not fit everywhere."""
 
 
 def batch_rows(n_rows: int) -> int:
@@ -107,7 +109,14 @@ def train(
     if setting.averaging:
         average = copy.deepcopy(network)
     weights = data.weights / data.weights[rows].mean()
-    blocks = network.prepared(data.blocks, precision)
+    size_of = sum(block.numel() for block in data.blocks) * precision.itemsize
+    prepared = network.prepared(data.blocks, precision) if size_of <= PREPARED_BYTES else None
+
+    def taken(batch: Tensor) -> list[Tensor]:
+        if prepared is not None:
+            return [block.index_select(0, batch) for block in prepared]
+        return network.prepared([block.index_select(0, batch) for block in data.blocks], precision)
+
     size, steps = setting.batch or batch_rows(len(rows)), 0
     best, best_loss, best_epoch = average, math.inf, 0
     train_losses: list[float] = []
@@ -116,9 +125,7 @@ def train(
         total = 0.0
         for batch in torch.split(rows[torch.randperm(len(rows))], size):
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = (
-                    network.train().classify([block.index_select(0, batch) for block in blocks]).float()
-                )  # row class
+                logits = network.train().classify(taken(batch)).float()  # row class
             step_loss = (loss(logits, data.indicator[batch], data.multilabel) * weights[batch]).mean()
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(step_loss)

@@ -22,7 +22,15 @@ from transformers.utils import logging as transformers_logging
 from sonde.errors import BackboneError, choose
 from sonde.precision import choose_device, choose_dtype
 from sonde.read.attention import quicken_attention
-from sonde.read.checkpoint import Sentence, fingerprint, read_config, read_sentence, refuse_giants
+from sonde.read.checkpoint import (
+    Sentence,
+    fingerprint,
+    read_config,
+    read_sentence,
+    refuse_adapters,
+    refuse_giants,
+    stamp,
+)  # fmt: skip
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
 from sonde.read.linear import quicken
@@ -39,8 +47,12 @@ Wanted = tuple[Site, str | None]
 
 _TRACED_TEXT = "The first trains left early, and nobody on the platform knew why."
 _TRACED_TOKENS = 16  # enough to tell tokens from rows and to see experts at work; cheap for the largest model
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
-_TABLE: dict[tuple[Path, torch.dtype, torch.device, bool], "Backbone"] = {}
+_POSITIONS = (
+    *("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"),
+    "max_encoder_position_embeddings",
+)
+_TABLE: dict[tuple[Path, torch.dtype, torch.device, bool], tuple[object, "Backbone"]] = {}
+"""With the stamp of the folder: one that is written anew is loaded anew."""
 _TABLE_LOCK = threading.RLock()
 _FOUND: dict[tuple[str, bool], Path] = {}
 """Hub ids that this process has resolved: neither the hub nor the bundle's hash is asked twice."""
@@ -49,7 +61,7 @@ _FOUND: dict[tuple[str, bool], Path] = {}
 def load_backbone(
     name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> "Backbone":
-    """Load a frozen model, or return it if this process has it already.
+    """Load a frozen model, or return it if this process has it already and its files are the same.
 
     Parameters
     ----------
@@ -72,9 +84,11 @@ def load_backbone(
     with _TABLE_LOCK:
         folder = _find(name, trust_remote_code)
         key = (folder, precision, where, trust_remote_code)
-        if key not in _TABLE:
-            _TABLE[key] = Backbone(name, folder, precision, where, trust_remote_code)
-        return _TABLE[key]
+        now = stamp(folder)
+        if key not in _TABLE or _TABLE[key][0] != now:
+            _TABLE.pop(key, None)  # two would need twice the memory
+            _TABLE[key] = now, Backbone(name, folder, precision, where, trust_remote_code)
+        return _TABLE[key][1]
 
 
 def _find(name: str, trust: bool) -> Path:
@@ -109,6 +123,7 @@ class Backbone:
         config = read_config(path)
         refuse_experts(config, f"Backbone {name!r}")
         refuse_giants(path, config)
+        refuse_adapters(path)
         self.name, self.path, self.dtype, self.device = name, path, dtype, device
         model, self.tokenizer, missing = _load(name, path, dtype, trust)
         model.to(device)
@@ -413,7 +428,21 @@ def _probe(tokenizer: Any, device: torch.device) -> Tensor:
 
 
 def max_positions(model: Any) -> int | None:
-    """Positions of the configuration, less those that RoBERTa and its kin lose to the index of the pad token."""
+    """Positions of the configuration, less those that RoBERTa and its kin lose to the index of the pad token.
+
+    Where positions are relative the number bounds nothing. Rotations that change at a length for all texts of a batch
+    (LongRoPE) end there: beyond, what a text says would hang on the others.
+    """
+    if getattr(model.config, "relative_attention_num_buckets", None) or not getattr(
+        model.config, "position_biased_input", True
+    ):
+        return None
+    rotation = getattr(model.config, "rope_parameters", None) or {}
+    if "longrope" in (rotation.get("rope_type"), rotation.get("type")):
+        first = rotation.get("original_max_position_embeddings")
+        first = first or getattr(model.config, "original_max_position_embeddings", None)
+        if isinstance(first, int):
+            return first
     bound = next((number for name in _POSITIONS if isinstance(number := getattr(model.config, name, None), int)), None)
     if bound is None or bound <= 0:
         return None

@@ -4,14 +4,16 @@ complete_folder   a folder that has what a checkpoint needs, or a sentence
 read_config       config.json of a folder
 refuse_giants     sizes that its weights do not bear out
 read_sentence     how a sentence-transformers folder turns token states into a sentence embedding
-fingerprint       what identifies a checkpoint: config, tokenizer files, sampled tensors
+refuse_adapters   folders whose weights are changes of others
+fingerprint       what identifies a checkpoint: config, tokenizer files, tensors
+stamp             what changes when a file of a folder is written again
 Sentence          the recipe of a sentence embedding
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,16 @@ from sonde.errors import BackboneError
 from sonde.read.sites import Site
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_TOKENIZER = (
+_VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
-    "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "spm.model", "source.spm",
 )  # fmt: skip
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")
+_TOKENIZER = (
+    *_VOCABULARIES,
+    *("target.spm", "bpe.codes", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 _VOLATILE = {"transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "use_cache"}
 _LAYERS = {
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -45,6 +53,8 @@ MAX_JSON_BYTES = 64 * 2**20
 """The index of a model of 10,000 weights has a megabyte."""
 LONGEST_NAME = 255
 """What file systems take."""
+WHOLE_BYTES = 2**30
+"""Of larger checkpoints a sample of each weight is hashed: the whole would take longer than to load them."""
 _SAMPLES = 8  # values read from each of three rows of a tensor: another checkpoint differs in nearly all of them
 
 
@@ -87,6 +97,15 @@ def refuse_giants(folder: Path, config: Mapping[str, Any]) -> None:
             refuse_giants(folder, part)
 
 
+def refuse_adapters(folder: Path) -> None:
+    """Refuse a folder from which transformers would take changes, and the weights that they change from elsewhere."""
+    if (folder / "adapter_config.json").is_file():
+        raise BackboneError(
+            f"{folder} holds an adapter (adapter_config.json): changes of the weights of another checkpoint. Merge "
+            "them, and give the folder that this writes: model.merge_and_unload().save_pretrained(FOLDER)."
+        )
+
+
 def read_sentence(folder: Path, last: Site) -> Sentence | None:
     """Return what the folder's sentence-transformers modules do, or None if it has none."""
     if not (folder / "modules.json").is_file():
@@ -103,14 +122,38 @@ def read_sentence(folder: Path, last: Site) -> Sentence | None:
             normalise = True
         elif kind != "Transformer":
             refusal = f"its sentence-transformers modules hold a {kind}, which sonde does not apply"
-    return Sentence(last, pooling, normalise, refusal)
+    return Sentence(last, pooling, normalise, refusal or _unread_texts(folder))
+
+
+def _unread_texts(folder: Path) -> str:
+    """What sentence-transformers does to texts before they are read; empty if nothing."""
+    for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
+        path = folder / name
+        settings = _read_json(path) if path.is_file() else {}
+        if not isinstance(settings, dict):
+            raise BackboneError(f"{path} is not a configuration of sentence-transformers.")
+        if settings.get("do_lower_case"):
+            return f"{name} has texts written in lower case first, which sonde does not do"
+        prompt = settings.get("default_prompt_name")
+        prompts = settings.get("prompts")
+        if prompt and isinstance(prompts, dict) and prompts.get(prompt):
+            return f"{name} puts the prompt {prompt!r} before each text, which sonde does not do"
+    return ""
+
+
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of the files that make a checkpoint."""
+    names = ["config.json", "modules.json", *_TOKENIZER, *(path.name for path in _weight_files(folder))]
+    there = [(name, (folder / name).stat()) for name in names if (folder / name).is_file()]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in there)
 
 
 def fingerprint(folder: Path, sentence: Sentence) -> str:
-    """Identify a checkpoint without reading all of it.
+    """Identify a checkpoint.
 
     SHA-256 over the configuration without volatile fields, the tokenizer files, the recipe of the sentence embedding,
-    and of every tensor its name, shape and some values as stored: hence equal however the weights are loaded.
+    and of every tensor its name, shape and values as stored, hence equal however the weights are loaded. Where the
+    weights have more than `WHOLE_BYTES`, of each tensor some values: there the change of a few neurons is not seen.
     """
     digest = hashlib.sha256()
     config = {key: value for key, value in read_config(folder).items() if key not in _VOLATILE}
@@ -119,7 +162,8 @@ def fingerprint(folder: Path, sentence: Sentence) -> str:
         if (folder / name).is_file():
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     digest.update(f"{sentence.site} {sentence.pooling} {sentence.normalise}".encode())
-    for name, shape, values in sorted(_sampled_tensors(folder), key=lambda sampled: sampled[0]):
+    whole = sum((folder / name).stat().st_size for name in _weight_files(folder)) <= WHOLE_BYTES
+    for name, shape, values in sorted(_tensors(folder, _all_of if whole else _sample), key=lambda one: one[0]):
         digest.update(f"{name} {shape} ".encode() + values)
     return digest.hexdigest()
 
@@ -139,7 +183,7 @@ def lacking(folder: Path) -> str:
     """What a folder lacks to be a checkpoint; empty if nothing."""
     if not (folder / "config.json").is_file():
         return "config.json"
-    if not any((folder / name).is_file() for name in _TOKENIZER[:6]):
+    if not any((folder / name).is_file() for name in _VOCABULARIES) and not _needs_no_vocabulary(folder):
         return "a tokenizer (tokenizer.json or a vocabulary)"
     for name in _WEIGHTS:
         index = folder / f"{name}.index.json"
@@ -149,6 +193,13 @@ def lacking(folder: Path) -> str:
             absent = [shard for shard in _shards(index) if not (folder / shard).is_file()]
             return f"the weight files {', '.join(absent)}" if absent else ""
     return "weights (model.safetensors)"
+
+
+def _needs_no_vocabulary(folder: Path) -> bool:
+    """Whether the tokenizer is named, as one that reads bytes."""
+    path = folder / "tokenizer_config.json"
+    settings = _read_json(path) if path.is_file() else {}
+    return isinstance(settings, dict) and settings.get("tokenizer_class") in _WITHOUT_VOCABULARY
 
 
 def _shards(index: Path) -> list[str]:
@@ -204,19 +255,25 @@ def _read_pooling(path: Path) -> tuple[str, str]:
     return "mean", f"its sentence-transformers pooling ({', '.join(modes) or 'none'}) is none that sonde applies"
 
 
-def _sampled_tensors(folder: Path) -> Iterator[tuple[str, list[int], bytes]]:
-    """(name, shape, some values as bytes) of every stored tensor."""
+def _tensors(folder: Path, read: Callable[[Any, Any], bytes]) -> Iterator[tuple[str, list[int], bytes]]:
+    """(name, shape, what is read of it) of every stored tensor."""
     from safetensors import safe_open
 
     for path in _weight_files(folder):
         if path.suffix == ".bin":
             stored: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            yield from ((name, list(t.shape), _sample(t, t.shape)) for name, t in stored.items())
+            yield from ((name, list(t.shape), read(t, t.shape)) for name, t in stored.items())
             continue
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping)
                 view = tensors.get_slice(name)
-                yield name, view.get_shape(), _sample(view, view.get_shape())
+                yield name, view.get_shape(), read(view, view.get_shape())
+
+
+def _all_of(view: Any, shape: Any) -> bytes:
+    """A hash of all values of a tensor or of a slice of one on disk."""
+    values = view[...] if shape else view[...].reshape(1)
+    return hashlib.blake2b(values.contiguous().float().numpy().data).digest()
 
 
 def _sample(view: Any, shape: Any) -> bytes:

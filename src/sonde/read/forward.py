@@ -16,7 +16,7 @@ from sonde.errors import BackboneError
 from sonde.read.packing import Packed, apart, beside
 from sonde.read.sites import DECODER, MAIN, Site
 from sonde.read.taps import Place, Taps, Tokens
-from sonde.read.tracing import Stack, Trace, find_stack
+from sonde.read.tracing import Stack, Trace, find_stack, inner_widths
 from sonde.read.truncation import cut, without_pooler
 
 Source = tuple[Site, str | None]
@@ -208,11 +208,12 @@ class Forward:
         states = {MAIN: output.encoder_hidden_states, DECODER: output.decoder_hidden_states} if self.has_decoder else {
             MAIN: output.hidden_states
         }  # fmt: skip
+        inner = inner_widths(self.model.config)
         for part, hidden_states in states.items():
             what = f"backbone {name!r}" if part == MAIN else f"the decoder of backbone {name!r}"
             if not hidden_states:
                 raise BackboneError(f"hidden.* of {what} cannot be read: it returns no hidden states.")
-            self.stacks[part] = find_stack(trace.calls, hidden_states, probe.shape[1], what)
+            self.stacks[part] = find_stack(trace.calls, hidden_states, probe.shape[1], what, inner)
             if not torch.equal(last_hidden(output, whole=self.has_decoder, of=part), hidden_states[-1]):
                 raise BackboneError(f"hidden.{len(hidden_states) - 1} of {what} is not its last output.")
         pooled = getattr(output, "pooler_output", None)

@@ -6,6 +6,7 @@ BUNDLED           the hub id that the extra `offline` brings along
 
 import hashlib
 import importlib.util
+import re
 from pathlib import Path
 
 from sonde.errors import BackboneError
@@ -104,11 +105,11 @@ def _unreachable(name: str, why: str) -> BackboneError:
 def _wanted_files(names: list[str], trust_remote_code: bool) -> list[str]:
     """The repository files that a backbone needs: one form of the weights, no exports to other frameworks."""
     stem = "model" if any(n.startswith("model") and n.endswith(".safetensors") for n in names) else "pytorch_model"
-    kinds = (".json", ".txt", ".model", ".jinja", *((".py",) if trust_remote_code else ()))
+    kinds = (".json", ".txt", ".model", ".spm", ".codes", ".jinja", *((".py",) if trust_remote_code else ()))
 
     def wanted(name: str) -> bool:
         if name.endswith((".safetensors", ".bin")):
-            return name.startswith(stem) and "/" not in name
+            return re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.(safetensors|bin)", name) is not None
         return name.endswith(kinds) and ("/" not in name or name.endswith("/config.json"))
 
     return [name for name in names if wanted(name)]

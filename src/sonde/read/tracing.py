@@ -7,6 +7,7 @@ refuse_experts a sentence for mixtures of experts
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,12 @@ from torch.utils.hooks import RemovableHandle
 from sonde.errors import BackboneError
 from sonde.read.taps import Place, entering, leaving
 
+_INNER = (
+    *("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "d_inner", "dff"),
+    *("hidden_dim", "ffn_hidden_size"),
+)
+"""What configurations call the width inside a feed-forward."""
+_PARTS = ("text_config", "encoder", "decoder")
 _EXPERTS = (
     "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts", "n_experts",
     "ffn_num_experts",
@@ -112,7 +119,13 @@ class Stack:
         return len(self.blocks)
 
 
-def find_stack(calls: Sequence[Call], hidden_states: Sequence[Tensor], tokens: int, what: str) -> Stack:
+def find_stack(
+    calls: Sequence[Call],
+    hidden_states: Sequence[Tensor],
+    tokens: int,
+    what: str,
+    inner: AbstractSet[int] = frozenset(),
+) -> Stack:
     """Match the calls of one forward pass with its hidden states.
 
     Block L is the outermost call that takes hidden state L-1 in and gives hidden state L out; the last block is
@@ -128,6 +141,8 @@ def find_stack(calls: Sequence[Call], hidden_states: Sequence[Tensor], tokens: i
         How many tokens the text has.
     what : str
         The stack and the backbone, for sentences.
+    inner : set of int
+        Widths that the configuration states for the inside of feed-forwards.
 
     Raises
     ------
@@ -147,7 +162,7 @@ def find_stack(calls: Sequence[Call], hidden_states: Sequence[Tensor], tokens: i
                 f"state {layer}. Only models that are one chain of blocks can be read."
             )
         blocks.append(block)
-        downs.append(_down_projection(calls, block, tokens, hidden_states[layer - 1].shape[-1], what))
+        downs.append(_down_projection(calls, block, tokens, hidden_states[layer - 1].shape[-1], what, inner))
         ended = block.end
     return Stack(
         blocks=tuple(Place(call.module, call.nth, "output") for call in blocks),
@@ -191,18 +206,36 @@ def _same(found: Tensor | None, sought: Tensor) -> bool:
     return found.shape == sought.shape and torch.equal(found, sought)
 
 
-def _down_projection(calls: Sequence[Call], block: Call, tokens: int, width: int, what: str) -> Call:
-    """The last linear map within a block's call that returns to the residual width."""
+def inner_widths(config: Any) -> set[int]:
+    """Widths that a configuration, or a part of it, states for the inside of feed-forwards."""
+    parts = [config, *(part for name in _PARTS if (part := getattr(config, name, None)) is not None)]
+    stated = [getattr(part, name, None) for part in parts for name in _INNER]
+    return {number for number in stated if type(number) is int and number > 0}
+
+
+def _down_projection(
+    calls: Sequence[Call], block: Call, tokens: int, width: int, what: str, inner: AbstractSet[int]
+) -> Call:
+    """The last linear map within a block's call that returns from the inner width to the residual width.
+
+    Blocks that end in another map (an adapter, a way out of a bottleneck) are known by the stated inner width; where
+    none is stated or found, it is the last map to the residual width, whatever it reads.
+    """
     if _has_expert_tensors(block.module):
         raise _experts(what, f"{block.name} holds weights with three axes, as stacked experts have")
-    inside = [call for call in calls if block.start < call.start and call.end < block.end]
-    maps = _outermost([call for call in inside if _is_linear(call)])
+    within = [call for call in calls if block.start < call.start and call.end < block.end]
+    maps = _outermost([call for call in within if _is_linear(call)])
     if any(_count(call.entered) < tokens for call in maps):
         raise _experts(what, f"linear maps of {block.name} see a part of the tokens")
-    down = [call for call in maps if call.left is not None and call.left.shape[-1] == width]
+    inside = [call for call in maps if call.entered is not None and call.entered.shape[-1] in inner - {width}]
+    down = _returning(inside, width) or inside or _returning(maps, width)
     if not down or _count(down[-1].entered) < tokens:
         raise BackboneError(f"ffn of {what} cannot be read: {block.name} has no down projection.")
     return down[-1]
+
+
+def _returning(calls: Sequence[Call], width: int) -> list[Call]:
+    return [call for call in calls if call.left is not None and call.left.shape[-1] == width]
 
 
 def _is_linear(call: Call) -> bool:

@@ -9,11 +9,12 @@ import difflib
 import gzip
 import json
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -33,6 +34,8 @@ SIGNATURES = {
     b"\xfe\xff": "It looks like UTF-16: save it as UTF-8.",
 }
 CONVERT = "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+# What a spreadsheet says of its own file in a first line.
+_TOLD = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 # csv.field_size_limit is one number for the whole process. It is raised for one record at a time and put back, under
 # this lock, so that other users of csv keep their limit and two of our readers do not undo each other's.
 _LIMIT_LOCK = threading.Lock()
@@ -147,11 +150,12 @@ def _lines(path: Path) -> Iterator[_Lines]:
 
 
 def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[Columns]:
+    delimiter, told = _delimiter(path)
     with _lines(path) as lines:
         rest = iter(lines)
-        head = _head(rest)
-        delimiter = _delimiter(head[-1], DELIMITERS[kind_of(path)]) if head else ","
-        reader = csv.reader(chain(head, rest), delimiter=delimiter, strict=True)
+        if told:
+            next(rest)
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
         header = _record(reader, lines)
         if header is None:
             raise DataError(f"{path} holds only blank lines; it needs column names and at least one row.")
@@ -174,26 +178,38 @@ def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Ite
             yield {header[place]: column for place, column in zip(places, cells, strict=True)}
 
 
-def _head(lines: Iterator[str]) -> list[str]:
-    """Return the lines to the first that is not blank."""
-    head = []
-    for line in lines:
-        head.append(line)
-        if line.strip():
-            break
-    return head
+def _delimiter(path: Path) -> tuple[str, bool]:
+    """Return what separates the fields, and whether a line of its own before the header says so.
 
-
-def _delimiter(header: str, usual: str) -> str:
-    """Return what separates the fields: `usual`, or in a .csv whose header holds no comma what splits it.
-
-    Spreadsheets write semicolons where the comma is the decimal sign.
+    In a .csv whose header and first row hold no comma between fields it is the sign that splits both alike:
+    spreadsheets write semicolons where the comma is the decimal sign.
     """
-    for sign in (",", ";", "\t") if usual == "," else ():
-        with suppress(csv.Error):  # of a damaged header, which is refused by those who read it
-            if len(next(csv.reader([header], delimiter=sign), [])) > 1:
-                return sign
-    return usual
+    usual = DELIMITERS[kind_of(path)]
+    head = _head(path) if usual == "," else []
+    if told := _TOLD.fullmatch(head[0].strip()) if head else None:
+        return told[1], True
+    if head and head[-1].count('"') % 2:  # its text goes on in the next line
+        head = head[:1]
+    fits = {sign: _fields(head, sign) for sign in (",", ";", "\t")}
+    best = max(fits, key=lambda sign: fits[sign])
+    return (best if fits[best] > 1 >= fits[usual] else usual) if head else usual, False
+
+
+def _head(path: Path) -> list[str]:
+    """Return the first two lines that are not blank; what is wrong with them is said by who reads them."""
+    with suppress(DataError), _lines(path) as lines:
+        return list(islice((line for line in lines if line.strip()), 2))
+    return []
+
+
+def _fields(lines: Sequence[str], sign: str) -> int:
+    """How many fields a sign makes of each of these lines; 0 where they differ, or a quote stands within one."""
+    try:
+        rows = [next(csv.reader([line], delimiter=sign), []) for line in lines]
+    except csv.Error:  # of a damaged header, which is refused by those who read it
+        return 0
+    counts = {len(row) for row in rows}
+    return counts.pop() if len(counts) == 1 and not any('"' in cell for cell in rows[0]) else 0
 
 
 def _record(reader: Any, lines: _Lines) -> list[str] | None:

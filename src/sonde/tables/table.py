@@ -79,6 +79,7 @@ def _no_column(path: Path, name: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     listed = ", ".join(map(repr, names[:SHOWN])) + more
     known = "commas, semicolons or tabs in .csv, and by tabs in .tsv"
-    split = f" Fields are separated by {known}." if len(names) == 1 else ""
+    unsplit = len(names) == 1 or any(sign in name for name in names for sign in ";\t|")
+    split = f" Fields are separated by {known}." if unsplit else ""
     choose = "Choose with --text and --label (explain: --column)."
     return f"{path} has no column {name!r}.{guess} Its columns: {listed}.{split} {choose}"
