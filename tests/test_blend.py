@@ -78,7 +78,7 @@ def test_independent_opinions_are_better_together(multilabel: bool) -> None:
 def test_what_it_returns_is_calibrated() -> None:
     given = problem(a=(1.0, 0.2), b=(1.0, 30.0))
     held_out, rows = blend.fit(given, [opinion("a"), opinion("b")]).held_out, given.folds.choosing
-    assert fit_temperature(held_out[rows], given.targets.take(rows), given.weights[rows]) == pytest.approx(1, rel=0.01)
+    assert fit_temperature(held_out[rows], given.targets.take(rows), given.weights[rows]) == pytest.approx(1, rel=0.05)
 
 
 def test_an_opinion_without_weight_is_not_needed() -> None:

@@ -59,11 +59,22 @@ def test_temperature_follows_the_weights_and_keeps_to_its_bounds():
     both = np.concatenate([logits * 5, logits])
     targets = encode(np.concatenate([labels, labels]))
     first, second = np.repeat([1.0, 0.0], 4000), np.repeat([0.0, 1.0], 4000)
-    assert fit_temperature(both, targets, first) == pytest.approx(5 * fit_temperature(both, targets, second), rel=1e-3)
+    assert fit_temperature(both, targets, first) == pytest.approx(5 * fit_temperature(both, targets, second), rel=2e-3)
     assert fit_temperature(both, targets, np.zeros(8000)) == 1.0
-    perfect = np.eye(3)[labels]
+    perfect = 0.1 * np.eye(3)[labels]
     assert fit_temperature(perfect, encode(labels), np.ones(4000)) == pytest.approx(0.05, rel=1e-2)
     assert fit_temperature(-perfect, encode(labels), np.ones(4000)) == pytest.approx(20, rel=1e-2)
+
+
+def test_a_few_rows_that_happen_to_be_separated_make_nobody_certain():
+    truth = np.arange(20) % 2
+    logits = np.stack([-truth, truth], axis=1) * 1.0
+    first = fit_temperature(logits, encode(truth), np.ones(20))
+    second = fit_temperature(logits / first, encode(truth), np.ones(20))
+    third = fit_temperature(logits / first / second, encode(truth), np.ones(20))
+    assert 0.2 < first < second < third < 1  # each has less to add; their bounds are .05
+    many = fit_temperature(np.repeat(logits, 200, axis=0), encode(np.repeat(truth, 200)), np.ones(4000))
+    assert many < 0.7 * first
 
 
 def test_thresholds_are_the_best_of_all_possible_ones():

@@ -296,6 +296,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_set(self, texts: Any, alpha: float = 0.05, allow_empty: bool = False) -> list[list[Any]]:
         """Label sets that hold the true label with probability 1 - alpha (split conformal prediction).
 
+        Of texts whose class was held out: classes with fewer texts than folds (warning rare_classes) were not.
+
         Multi-label: sets that miss at most a share alpha of a text's true labels in expectation (conformal risk
         control). Never empty unless `allow_empty`: an empty set says that no label is likely enough.
 
@@ -318,8 +320,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         texts : sequence of str
         threshold, target_error : float
-            One of the two: the threshold itself, or the error rate that answers may have; `answer_threshold` chooses
-            the threshold then.
+            One of the two: the threshold itself, or the error rate that answers may have, on texts whose class was held
+            out; `answer_threshold` chooses the threshold then.
 
         Returns
         -------
