@@ -726,6 +726,15 @@ def test_a_folder_that_is_written_anew_is_loaded_anew(tmp_path):
     assert load_backbone(str(folder), dtype="float32", device="cpu") is after
 
 
+def test_a_model_from_the_hubs_cache_stays_when_the_cache_goes(tmp_path, monkeypatch):
+    folder = tmp_path / "snapshot"
+    shutil.copytree(tiny.build("bert"), folder)
+    monkeypatch.setattr(backbones, "_FOUND", {("someone/some-model", False): folder})
+    before = load_backbone("someone/some-model", dtype="float32", device="cpu")
+    shutil.rmtree(folder)
+    assert load_backbone("someone/some-model", dtype="float32", device="cpu") is before
+
+
 def test_adapters_are_to_be_merged(tmp_path):
     folder = tmp_path / "adapted"
     shutil.copytree(tiny.build("bert"), folder)

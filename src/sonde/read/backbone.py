@@ -85,7 +85,7 @@ def load_backbone(
         folder = _find(name, trust_remote_code)
         key = (folder, precision, where, trust_remote_code)
         now = stamp(folder)
-        if key not in _TABLE or _TABLE[key][0] != now:
+        if key not in _TABLE or (now and _TABLE[key][0] != now):  # of a folder that is gone the model stays
             _TABLE.pop(key, None)  # two would need twice the memory
             _TABLE[key] = now, Backbone(name, folder, precision, where, trust_remote_code)
         return _TABLE[key][1]

@@ -142,7 +142,9 @@ def _unread_texts(folder: Path) -> str:
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the files that make a checkpoint."""
+    """Name, size and time of change of the files that make a checkpoint; nothing where some are gone."""
+    if lacking(folder):
+        return ()
     names = ["config.json", "modules.json", *_TOKENIZER, *(path.name for path in _weight_files(folder))]
     there = [(name, (folder / name).stat()) for name in names if (folder / name).is_file()]
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in there)
