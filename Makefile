@@ -38,7 +38,7 @@ $(VENV)/.offline: $(PINS) | $(BIN)/python
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo "installing sonde, the offline model and the development tools into $(VENV) (one to three minutes)"
 	@$(INSTALL) hatchling editables
-	@$(INSTALL) --no-build-isolation -e '.[offline,finetune,onnx,prompt,ray,serve,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[offline,finetune,onnx,prompt,ray,sentencepiece,serve,dev]'
 	@touch $@ $(VENV)/.offline
 
 install-offline: $(VENV)/.offline ## create .venv with sonde and the offline model

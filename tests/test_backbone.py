@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModel, MobileBertConfig, MobileBertModel
+from transformers import AutoModel, DebertaV2Config, DebertaV2Model, MobileBertConfig, MobileBertModel
 
 from sonde import precision
 from sonde.errors import ArgumentError, BackboneError
@@ -758,6 +758,35 @@ def test_vocabularies_of_every_make_are_known(tmp_path):
     assert location._wanted_files(names, False) == [name for name in names if name != "pytorch_model.generator.bin"]
     shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "model_fp8.safetensors"]
     assert location._wanted_files(shards, False) == shards[:2]
+
+
+def test_debertas_vocabulary_of_sentence_pieces_is_read_with_the_extra(tmp_path, monkeypatch):
+    import sentencepiece
+
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.SENTENCES * 50))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spm"), vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+        unk_piece="[UNK]", minloglevel=2,
+    )  # fmt: skip
+    config = DebertaV2Config(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False, position_buckets=8,
+        norm_rel_ebd="layer_norm", share_att_key=True, max_relative_positions=-1, type_vocab_size=0,
+    )  # fmt: skip
+    folder = tmp_path / "deberta-v3"  # as its makers publish it
+    DebertaV2Model(config).save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    shutil.copy(tmp_path / "spm.model", folder / "spm.model")
+    backbone = load_backbone(str(folder), dtype="float32", device="cpu")
+    ids = backbone.tokenizer(tiny.SENTENCES[0])["input_ids"]
+    assert ids[0] == 1 and ids[-1] == 2 and len(set(ids)) > 5 and backbone.layers == {MAIN: 2}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find(name))
+    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(backbones, "_TABLE", {})
+    with pytest.raises(BackboneError, match=r"vocabulary in spm.model, .* pip install 'sonde\[sentencepiece\]'"):
+        load_backbone(str(folder), dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from sonde.read.checkpoint import (
     refuse_adapters,
     refuse_giants,
     stamp,
-)  # fmt: skip
+    unread_vocabulary,
+)
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
 from sonde.read.linear import quicken
@@ -389,6 +390,11 @@ def _load(name: str, path: Path, dtype: torch.dtype, trust: bool) -> tuple[Any, 
             tokenizer = AutoTokenizer.from_pretrained(str(path), **settings)
             model, info = AutoModel.from_pretrained(str(path), dtype=dtype, output_loading_info=True, **settings)
     except Exception as error:  # transformers raises nearly every kind; all mean that this folder is of no use
+        if pieces := unread_vocabulary(path):
+            raise BackboneError(
+                f"Backbone {name!r} has its vocabulary in {pieces}, for which sentencepiece is not installed. It comes "
+                "with an extra: pip install 'sonde[sentencepiece]'"
+            ) from error
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise BackboneError(f"Backbone {name!r} cannot be loaded from {path}: {first_line}") from error
     missing = set(info["missing_keys"])

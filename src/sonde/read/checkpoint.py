@@ -5,12 +5,14 @@ read_config       config.json of a folder
 refuse_giants     sizes that its weights do not bear out
 read_sentence     how a sentence-transformers folder turns token states into a sentence embedding
 refuse_adapters   folders whose weights are changes of others
+unread_vocabulary the vocabulary for which a library is missing
 fingerprint       what identifies a checkpoint: config, tokenizer files, tensors
 stamp             what changes when a file of a folder is written again
 Sentence          the recipe of a sentence embedding
 """
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +30,7 @@ _VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
     "spm.model", "source.spm",
 )  # fmt: skip
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm")
 _WITHOUT_VOCABULARY = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")
 _TOKENIZER = (
     *_VOCABULARIES,
@@ -195,6 +198,13 @@ def lacking(folder: Path) -> str:
             absent = [shard for shard in _shards(index) if not (folder / shard).is_file()]
             return f"the weight files {', '.join(absent)}" if absent else ""
     return "weights (model.safetensors)"
+
+
+def unread_vocabulary(folder: Path) -> str:
+    """The vocabulary that cannot be read for want of the extra `sentencepiece`; empty if there is none."""
+    if (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece") is not None:
+        return ""
+    return next((name for name in _VOCABULARIES if name in _PIECES and (folder / name).is_file()), "")
 
 
 def _needs_no_vocabulary(folder: Path) -> bool:
