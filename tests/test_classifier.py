@@ -357,7 +357,7 @@ def test_labels_that_nearly_all_differ_are_asked_about() -> None:
 
 def test_more_bounds_than_backbones_are_refused() -> None:
     for estimator in (make("linear", max_tokens=(16, 32)), ActivationFeatures(make().backbones, max_tokens=(16, 32))):
-        with pytest.raises(ArgumentError, match="max_tokens has 2 entries, and there are 1 backbones"):
+        with pytest.raises(ArgumentError, match="max_tokens has 2 entries for 1 backbone; give"):
             estimator.fit(*worded(30))
 
 
@@ -416,7 +416,7 @@ def test_labels_in_a_table_of_one_column_are_labels() -> None:
         (5, "class_weight is 5; it must be 'balanced', a dict or None"),
         ({"rail": -1.0}, "class_weight must hold finite numbers that are not negative"),
         ({"rail": float("nan")}, "class_weight must hold finite numbers"),
-        ({"rail": 0, "post": 0, "weather": 0}, "not zero everywhere"),
+        ({"rail": 0, "post": 0, "weather": 0}, "0 for every class that the training rows have"),
     ],
 )
 def test_senseless_class_weights_are_refused(wrong: object, sentence: str) -> None:

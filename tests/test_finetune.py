@@ -511,7 +511,7 @@ def test_after_a_fit_that_failed_it_is_not_fitted() -> None:
 def test_rows_without_a_weight_cannot_train() -> None:
     weights = {"post": 0.0, "rail": 0.0, "weather": 1.0}
     texts, labels = [*TEXTS[:3], *TEXTS[3::3]], [*LABELS[:3], *LABELS[3::3]]
-    with pytest.raises(DataError, match="All rows that would train have a weight of 0"):
+    with pytest.raises(ArgumentError, match="class_weight is 0 for every class that the training rows have"):
         make(class_weight=weights).fit(
             texts, labels, sample_weight=[1.0, 1.0, 0.0] + [1.0] * (len(texts) - 3), validation=(TEXTS, LABELS)
         )

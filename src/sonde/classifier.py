@@ -36,7 +36,7 @@ from sonde.plan import (
     token_loss,
     warn_lost,
     warn_truncated,
-)  # fmt: skip
+)
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
 from sonde.scoring import Scores
 

@@ -36,10 +36,8 @@ def backbone_names(backbones: object) -> dict[int, str]:
 def check_bounds(max_tokens: object, backbones: int) -> None:
     """`ArgumentError` if more bounds are given than backbones."""
     if isinstance(max_tokens, Sequence) and not isinstance(max_tokens, str) and len(max_tokens) > backbones:
-        raise ArgumentError(
-            f"max_tokens has {len(max_tokens)} entries, and there are {backbones} backbones; give one number, or one "
-            "for each."
-        )
+        known = f"{backbones} backbone{'s' * (backbones != 1)}"
+        raise ArgumentError(f"max_tokens has {len(max_tokens)} entries for {known}; give one number, or one for each.")
 
 
 ABOUT = ("id", "fingerprint", "dtype", "max_tokens", "long_text")

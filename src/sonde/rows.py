@@ -148,7 +148,10 @@ def check_class_weight(class_weight: object) -> None:
 def class_factors(
     class_weight: Any, targets: Targets, weights: Float[np.ndarray, " row"], folds: Folds
 ) -> Float[np.ndarray, " row"]:
-    """The factor of each row: by its class, or the mean over its classes."""
+    """The factor of each row: by its class, or the mean over its classes.
+
+    Whole numbers count rows, others are relative, as sample weights are.
+    """
     if class_weight is None:
         return np.ones(targets.rows)
     if isinstance(class_weight, str):
@@ -162,13 +165,11 @@ def class_factors(
         if unknown:  # as in a fold of cross-validation that lacks a rare class
             warn(f"{said}; they count for nothing.", "unused_class_weights", len(unknown))
         factor = np.array([class_weight.get(label, 1.0) for label in targets.classes.tolist()], dtype=np.float64)
-        if not (np.isfinite(factor).all() and (factor >= 0).all() and factor.any()):
-            raise ArgumentError("class_weight must hold finite numbers that are not negative, and not zero everywhere.")
+        if not (np.isfinite(factor).all() and (factor >= 0).all()):
+            raise ArgumentError("class_weight must hold finite numbers that are not negative.")
     labels = targets.indicator.sum(axis=1)
     factors = np.where(labels > 0, targets.indicator @ factor / np.maximum(labels, 1), 1.0).astype(np.float64)
-    if isinstance(class_weight, str):
-        return factors
     mean = np.average(factors[folds.trainable], weights=weights[folds.trainable])
     if not mean:
         raise ArgumentError("class_weight is 0 for every class that the training rows have.")
-    return np.asarray(factors / mean)
+    return factors if isinstance(class_weight, str) or (factor == np.floor(factor)).all() else factors / mean
