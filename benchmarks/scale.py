@@ -414,9 +414,7 @@ def _bill(one: Mapping[str, Any]) -> list[str]:
 
 def growth(content: Mapping[str, Any]) -> str:
     """Whether memory is flat."""
-    peaks = {
-        int(key[len("rows|") :]): one["peak_mb"] for key, one in content["cells"].items() if key.startswith("rows|")
-    }
+    peaks = {int(rows): one["peak_mb"] for rows, one in content["rows"].items()}
     first, last = min(peaks), max(peaks)
     ratio = peaks[last] / peaks[first]
     kept = "within" if ratio <= MOST_GROWTH else "**not within**"
@@ -451,7 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layer", type=int, help="that the model reads (default: the last)")
     parser.add_argument("--backbone", default=BUNDLE, help="folder or id (%(default)s)")
     written = run(**vars(parser.parse_args(arguments)))
-    sys.stdout.write(growth(json.loads(written[0].read_text(encoding="utf-8"))) + "\n")
+    sys.stdout.write(growth(gathered(json.loads(written[0].read_text(encoding="utf-8")))) + "\n")
     sys.stdout.write("".join(f"{path}\n" for path in written))
 
 

@@ -20,12 +20,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde import fitting, hub, saving, scoring
 from sonde.errors import ArgumentError, BackboneError, ModelError, RecipeError, choose, warn
-from sonde.inputs import as_texts, as_weights, one_column, present
+from sonde.inputs import as_texts
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
 from sonde.learn.splitting import Folds, text_keys
-from sonde.learn.targets import encode_against
 from sonde.plan import (
     BUNDLE,
     about,
@@ -37,7 +36,7 @@ from sonde.plan import (
     warn_lost,
     warn_truncated,
 )
-from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
+from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, score, with_validation
 from sonde.scoring import Scores
 
 if TYPE_CHECKING:
@@ -356,14 +355,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1."""
         check_is_fitted(self, "classes_")
-        rows, labels = as_texts(texts), one_column(labels)
-        present(labels, len(rows))
-        truth = encode_against(labels, self.classes_, self.multilabel_, self.matrix_labels_)
-        weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
-        decided = self.decide(self.predict_proba(rows))
-        if self.metric == "macro_f1":
-            return metrics.macro_f1(truth.indicator, decided, weights, truth.foreign)
-        return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
+        return score(self, texts, labels, sample_weight, lambda rows: self.decide(self.predict_proba(rows)))
 
     def decide(self, probabilities: Float[np.ndarray, "row class"]) -> Bool[np.ndarray, "row class"]:
         """Probabilities -> predicted labels as an indicator: the largest, or those above their thresholds."""

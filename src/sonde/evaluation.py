@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde.classifier import TextClassifier
 from sonde.errors import DataError, warn
-from sonde.inputs import as_texts, one_column, present
+from sonde.inputs import as_texts, one_column, present, taken
 from sonde.learn import metrics
 from sonde.learn.abstention import risk_coverage
 from sonde.learn.calibration import to_probabilities
@@ -93,8 +93,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     given, here = len(rows), present(labels, len(rows))
     if not here.all():
         warn(f"{int((~here).sum())} rows have no label and are left out.", "missing_labels", int((~here).sum()))
-        labels = [label for label, keep in zip(labels, here, strict=True) if keep]
-        rows = [text for text, keep in zip(rows, here, strict=True) if keep]
+        labels, rows = taken(labels, here), taken(rows, here)
     if not rows:
         raise DataError("There are no labelled rows to evaluate on.")
     labels = _named(labels, classifier.label_names_)

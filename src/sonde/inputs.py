@@ -1,7 +1,9 @@
 """Texts and labels as users hand them over, checked before any work starts.
 
 as_texts         any sequence of str -> list, with warnings about texts that cannot say much
+one_column       labels in the only column of a table -> list
 present          which labels are not missing
+taken            some of the texts or labels
 as_weights       sample weights -> float64
 """
 
@@ -98,6 +100,13 @@ def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
     if len(getattr(labels, "shape", (rows,))) != 1:
         return np.ones(rows, dtype=bool)
     return np.array([not _missing(label) for label in labels], dtype=bool)
+
+
+def taken(entries: Any, kept: Bool[np.ndarray, " row"]) -> Any:
+    """Some of the texts or labels, as a list; of the rows of a matrix, as an array."""
+    if len(getattr(entries, "shape", ())) == 2:
+        return np.asarray(entries)[kept]
+    return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
 
 
 def _missing(label: object) -> bool:

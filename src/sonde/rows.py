@@ -3,11 +3,12 @@
 Labelled        texts, targets and weights of training or validation rows
 as_labelled     what a user hands over -> Labelled
 with_validation training rows and the user's validation rows, if any -> all rows, and which train and choose
+score           what a fitted classifier reaches on labelled rows, by its metric
 check_class_weight, class_factors   `class_weight`, judged, and as a factor for each row
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sonde.errors import ArgumentError, DataError, choose, warn
-from sonde.inputs import as_texts, as_weights, one_column, present
+from sonde.inputs import as_texts, as_weights, one_column, present, taken
+from sonde.learn import metrics
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
 
@@ -46,7 +48,7 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
     if not kept.any() and here.any():
         raise ArgumentError("sample_weight is 0 for every row that has a label; some must weigh more.")
     if not kept.all():
-        labels, rows, heavy = _taken(labels, kept), _taken(rows, kept), heavy[kept]
+        labels, rows, heavy = taken(labels, kept), taken(rows, kept), heavy[kept]
     places = (np.flatnonzero(kept) + 1).tolist()
     told = (
         encode(labels, places)
@@ -57,13 +59,7 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
     if known is None:
         _warn_blanks(told.classes.tolist())
         _warn_many(told)
-    return Labelled(rows, told, heavy if (heavy == np.floor(heavy)).all() else heavy / heavy.mean())
-
-
-def _taken(entries: Any, kept: Bool[np.ndarray, " row"]) -> Any:
-    if len(getattr(entries, "shape", ())) == 2:
-        return np.asarray(entries)[kept]
-    return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+    return Labelled(rows, told, heavy if _whole(heavy) else heavy / heavy.mean())
 
 
 def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
@@ -91,7 +87,7 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
         raise DataError("validation has no row with a label of the training rows.")
     indicator = np.concatenate([train.targets.indicator, held.targets.indicator[known]])  # row class
     both = replace(train.targets, indicator=indicator)
-    kept = [text for text, keep in zip(held.texts, known, strict=True) if keep]
+    kept = taken(held.texts, known)
     shared = int(np.isin(text_keys(kept), text_keys(train.texts)).sum())
     if shared:
         warn(
@@ -102,6 +98,29 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
         )
     rows = Labelled([*train.texts, *kept], both, np.concatenate([train.weights, held.weights[known]]))
     return rows, validation_folds(len(train.texts), both, seed, rows.texts)
+
+
+def score(
+    classifier: Any,
+    texts: Any,
+    labels: Any,
+    weights: Any,
+    decide: Callable[[list[str]], Bool[np.ndarray, "row class"]],
+) -> float:
+    """Macro F1 if the classifier aims at it, else accuracy; labels and weights are judged before texts are read."""
+    rows, labels = as_texts(texts), one_column(labels)
+    present(labels, len(rows))
+    truth = encode_against(labels, classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
+    heavy = None if weights is None else as_weights(weights, truth.rows)
+    decided = decide(rows)
+    if classifier.metric == "macro_f1":
+        return metrics.macro_f1(truth.indicator, decided, heavy, truth.foreign)
+    return metrics.accuracy(truth.indicator, decided, heavy, truth.strange)
+
+
+def _whole(numbers: Float[np.ndarray, " _"]) -> bool:
+    """Whether weights count rows."""
+    return bool((numbers == np.floor(numbers)).all())
 
 
 def _warn_blanks(classes: Sequence[Any]) -> None:
@@ -172,4 +191,4 @@ def class_factors(
     mean = np.average(factors[folds.trainable], weights=weights[folds.trainable])
     if not mean:
         raise ArgumentError("class_weight is 0 for every class that the training rows have.")
-    return factors if isinstance(class_weight, str) or (factor == np.floor(factor)).all() else factors / mean
+    return factors if isinstance(class_weight, str) or _whole(factor) else factors / mean

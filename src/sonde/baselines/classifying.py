@@ -12,10 +12,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde.inputs import as_texts, as_weights, one_column, present
-from sonde.learn import metrics
+from sonde.inputs import as_texts
 from sonde.learn.calibration import decide
-from sonde.learn.targets import Targets, encode_against
+from sonde.learn.targets import Targets
+from sonde.rows import score
 
 
 class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
@@ -68,14 +68,7 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """Accuracy (of multi-label data, of whole label sets), or the metric that the classifier aims at."""
         check_is_fitted(self, "classes_")
-        rows, labels = as_texts(texts), one_column(labels)
-        present(labels, len(rows))
-        truth = encode_against(labels, self.classes_, self.multilabel_, self.matrix_labels_)
-        weights = None if sample_weight is None else as_weights(sample_weight, truth.rows)
-        decided = self._decided(rows)
-        if self.metric == "macro_f1":
-            return metrics.macro_f1(truth.indicator, decided, weights, truth.foreign)
-        return metrics.accuracy(truth.indicator, decided, weights, truth.strange)
+        return score(self, texts, labels, sample_weight, self._decided)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

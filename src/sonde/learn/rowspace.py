@@ -39,19 +39,24 @@ class RowSpace:
         products : Tensor (row, fold, column)
             Of the standardised features.
         """
-        return (self.combination.mT @ products.transpose(0, 1)).transpose(0, 1).contiguous()
+        return _by_fold(self.combination.mT, products)
 
     def outward(self, inside: Tensor) -> Tensor:
         """The combination of training rows, (row, fold, column), that these coefficients of directions are."""
-        return (self.combination @ inside.transpose(0, 1)).transpose(0, 1).contiguous()
+        return _by_fold(self.combination, inside)
 
     def predict(self, inside: Tensor) -> Tensor:
         """Products of rows and coefficients, (row, fold, column), from the coefficients of the directions."""
-        return (self.values @ inside.transpose(0, 1)).transpose(0, 1).contiguous()
+        return _by_fold(self.values, inside)
 
     def pull(self, residual: Tensor) -> Tensor:
         """Sums of coordinates, (direction, fold, column), weighted by (row, fold, column)."""
-        return (self.values.mT @ residual.transpose(0, 1)).transpose(0, 1)
+        return _by_fold(self.values.mT, residual)
+
+
+def _by_fold(matrices: Tensor, columns: Tensor) -> Tensor:
+    """(fold, any, other) and (other, fold, column) -> (any, fold, column): products within each fold."""
+    return (matrices @ columns.transpose(0, 1)).transpose(0, 1).contiguous()
 
 
 def row_space(x: Tensor, mean: Tensor, scale: Tensor, weights: Tensor) -> RowSpace:

@@ -26,11 +26,8 @@ from sonde.errors import BackboneError
 from sonde.read.sites import Site
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_VOCABULARIES = (
-    "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
-    "spm.model", "source.spm",
-)  # fmt: skip
 _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "source.spm")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *_PIECES)
 _WITHOUT_VOCABULARY = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")
 _TOKENIZER = (
     *_VOCABULARIES,
@@ -204,7 +201,7 @@ def unread_vocabulary(folder: Path) -> str:
     """The vocabulary that cannot be read for want of the extra `sentencepiece`; empty if there is none."""
     if (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece") is not None:
         return ""
-    return next((name for name in _VOCABULARIES if name in _PIECES and (folder / name).is_file()), "")
+    return next((name for name in _PIECES if (folder / name).is_file()), "")
 
 
 def _needs_no_vocabulary(folder: Path) -> bool:
