@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from samples import make, saved, worded
 from serving import Hold, Reply, answered, ask, classify, connected, everything, hold, running, until
 
 from sonde.errors import ArgumentError
-from sonde.serve import Settings, models, named_folders
+from sonde.serve import Settings, handles, models, named_folders
 from sonde.serve import guard as guarding
 from sonde.serve import protocol as clock
+from sonde.serve import service as servicing
+from sonde.serve.fields import ClassifyRequest
 from sonde.serve.service import Service
 
 pytestmark = pytest.mark.filterwarnings("ignore::sonde.errors.SondeWarning")
@@ -256,7 +261,7 @@ def test_who_does_not_take_the_answer_is_closed(folder: Path, monkeypatch: pytes
 def test_too_many_connections_are_told_in_json_and_probes_are_answered(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarding, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(handles, "MOST", 2)
     with running({"words": folder}) as service:
         idle = [connected(service) for _ in range(2)]
         until(lambda: len(service._server.server_state.connections) == 2)
@@ -267,6 +272,38 @@ def test_too_many_connections_are_told_in_json_and_probes_are_answered(
         for one in idle:
             one.close()
         until(lambda: post(service, {"text": "a"}).status == 200)
+
+
+def test_a_crowd_of_silent_connections_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handles, "MOST", 1)
+    monkeypatch.setattr(servicing, "SPARE", 2)
+    with running({"words": folder}) as service:
+        silent = [connected(service) for _ in range(8)]
+        closed = [one for one in silent[3:] if everything(one) == b""]
+        assert len(closed) == 5 and len(service._server.server_state.connections) == 3
+        for one in silent:
+            one.close()
+        until(lambda: not service._server.server_state.connections)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such bound")
+def test_the_bound_of_files_is_raised_and_kept_to() -> None:
+    code = (
+        "import resource; from sonde.serve.handles import most_connections\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1024)); print(most_connections())\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["768", "1024"]
+
+
+@pytest.mark.parametrize("body", [b'{"texts":[' + b",".join([b"1"] * 400_000) + b"]}",
+                                  b'{"text":"a",' + b",".join(b'"%x":1' % i for i in range(60_000)) + b"}"],
+                         ids=["elements", "fields"])  # fmt: skip
+def test_of_many_errors_one_is_made(body: bytes) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ClassifyRequest.model_validate(json.loads(body))
+    assert caught.value.error_count() == 1
 
 
 def test_nonsense_instead_of_http_is_refused(service: Service) -> None:

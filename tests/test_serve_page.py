@@ -243,6 +243,43 @@ class TestPage:
         expected = [one["label"] for one in ask(service, "/v1/classify", {"texts": texts}).json["results"]]
         assert (cells[0::3], cells[1::3]) == (texts, expected)
 
+    def test_the_column_that_was_chosen_is_labelled(self, page: Any, tmp_path: Path, _: None) -> None:
+        (tmp_path / "mail.csv").write_text("text,comment\nmy parcel,the cold wind\nmy train,the rain\n")
+        page.check("#header")
+        page.set_input_files("#file", tmp_path / "mail.csv")
+        page.wait_for_selector("#which-field:visible")
+        page.select_option("#which", label="comment")
+        page.click("#label-all")
+        page.wait_for_selector("#download:visible")
+        assert page.locator("#table tbody td").all_inner_texts()[0::3] == ["the cold wind", "the rain"]
+        assert page.locator("#which option:checked").inner_text() == "comment"
+
+    @pytest.mark.parametrize("content", ["id;text\n1;kalt, und nass\n", "sep=;\nid;text\n1;kalt, und nass\n"])
+    def test_semicolons_of_spreadsheets_are_understood(self, page: Any, tmp_path: Path, content: str, _: None) -> None:
+        (tmp_path / "mail.csv").write_text(content)
+        page.check("#header")
+        page.set_input_files("#file", tmp_path / "mail.csv")
+        page.wait_for_selector("#which-field:visible")
+        assert page.locator("#which option").all_inner_texts() == ["id", "text"]
+        page.click("#label-all")
+        page.wait_for_selector("#download:visible")
+        assert page.locator("#table tbody td").all_inner_texts()[0] == "kalt, und nass"
+
+    def test_a_file_in_another_encoding_is_refused(self, page: Any, tmp_path: Path, _: None) -> None:
+        (tmp_path / "mail.csv").write_bytes("text\nBitte kündigen\n".encode("cp1252"))
+        page.set_input_files("#file", tmp_path / "mail.csv")
+        page.wait_for_selector("#alert:visible")
+        assert "mail.csv is not UTF-8" in page.inner_text("#alert")
+        (tmp_path / "mail.csv").write_text("text\nBitte kündigen\n", encoding="utf-8")
+        page.set_input_files("#file", tmp_path / "mail.csv")
+        page.wait_for_selector("#alert", state="hidden")
+        assert page.inner_text("#progress-text") == "2 rows in mail.csv."
+
+    def test_a_large_file_is_opened(self, page: Any, tmp_path: Path, _: None) -> None:
+        (tmp_path / "mail.csv").write_text("my parcel\n" * 150_000)
+        page.set_input_files("#file", tmp_path / "mail.csv")
+        page.wait_for_function("document.getElementById('progress-text').textContent == '150000 rows in mail.csv.'")
+
     def test_rows_keep_their_places_and_one_model_labels_them_all(self, page: Any, _: None) -> None:
         asked: list[Any] = []
 

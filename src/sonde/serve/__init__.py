@@ -6,7 +6,7 @@ named_folders   what a command line says -> name and folder of each model
 
 A request goes through these rooms, in this order:
 
-    protocol   a connection that sends no request in time is closed
+    protocol   a connection that sends no request in time, or is one too many (`handles`), is closed
     guard      who may ask, how large and how slow a body may be; request ids, headers, logs, metrics
     app        routes; `fields` says what stands in a body, `answers` turns probabilities into it
     waiting    a bounded queue, and the one thread that calls models for all who wait

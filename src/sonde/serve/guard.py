@@ -33,9 +33,6 @@ OPEN_FOLDER = "/static/"
 
 RELOAD = re.compile(r"/v1/models/[^/]+/reload")
 
-MAX_CONNECTIONS = 2048
-"""Past it requests are refused, and their connections closed: idle ones cost memory and file handles too."""
-
 MAX_REQUESTS = 1024
 """Requests in flight; each may hold a connection and a body."""
 
@@ -77,16 +74,16 @@ class Guard:
         Whether it listens on this machine alone: without a token, only names of this machine are then answered.
     paths : set of str
         Routes, as metrics and logs name them; others are "other".
-    connections : callable
-        How many there are.
+    crowded : callable
+        Whether there are too many connections.
     """
 
     def __init__(
         self, app: ASGIApp, settings: Settings, metrics: Metrics, loopback: bool, paths: set[str],
-        connections: Callable[[], int] = lambda: 0,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
-        self._connections = connections
+        self._crowded = crowded
         self._expected = None if settings.token is None else settings.token.encode()
         self._hosts = LOOPBACK_HOSTS | {settings.host.lower()} if loopback and settings.token is None else None
         self._bytes = 0
@@ -121,7 +118,7 @@ class Guard:
         self._check_host(headers)
         self._check_token(scope["path"], headers)
         if scope["path"] not in PROBES:
-            if self._connections() > MAX_CONNECTIONS:
+            if self._crowded():
                 closing = {"Retry-After": str(BUSY_SECONDS), "Connection": "close"}
                 raise Refused(503, "Too many connections at once; come again.", closing)
             if self.in_flight > MAX_REQUESTS:

@@ -1,6 +1,6 @@
 """Logs as one JSON object a line, without anything that a client wrote.
 
-to_stderr   let the loggers of sonde and uvicorn write such lines
+to_stderr   let the loggers of sonde, uvicorn and asyncio write such lines
 Lines       the formatter
 """
 
@@ -11,11 +11,11 @@ import traceback
 from datetime import UTC, datetime
 from types import TracebackType
 
-LOGGERS = ("sonde", "uvicorn")
+LOGGERS = ("sonde", "uvicorn", "asyncio")
 
 
 def to_stderr(level: int = logging.INFO) -> None:
-    """Let the loggers of sonde and uvicorn write JSON lines to standard error; uvicorn's from warnings upwards."""
+    """Let these loggers write JSON lines to standard error; those of others from warnings upwards."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     for name in LOGGERS:

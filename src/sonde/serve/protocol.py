@@ -1,9 +1,11 @@
 """A connection that does not send a whole request head in time, or does not take its answer, is closed.
 
 Protocol   uvicorn's HTTP/1.1 protocol with a clock
+bounded    one that hangs up where too many call
 """
 
 import asyncio
+import math
 from typing import Any
 
 import h11
@@ -24,10 +26,16 @@ class Protocol(H11Protocol):
     _clock: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
+    most_connections: float = math.inf
+    """One more is closed at once."""
+
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
         super().connection_made(transport)
-        self._wind()
+        if len(self.connections) > self.most_connections:
+            transport.close()
+        else:
+            self._wind()
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock where a request runs; wind it where a head is unfinished.
@@ -83,3 +91,8 @@ class Protocol(H11Protocol):
         if not self.transport.is_closing():
             self.transport.close()
             self._patiently()
+
+
+def bounded(most: int) -> type[Protocol]:
+    """A protocol of which there are at most so many connections."""
+    return type("BoundedProtocol", (Protocol,), {"most_connections": most})

@@ -19,10 +19,11 @@ import uvicorn
 from sonde.errors import ArgumentError, warn
 from sonde.serve.app import PATHS, build
 from sonde.serve.guard import Guard
+from sonde.serve.handles import SPARE, most_connections
 from sonde.serve.metrics import Metrics
 from sonde.serve.models import Model, Models, said_of
 from sonde.serve.page import FILES
-from sonde.serve.protocol import Protocol
+from sonde.serve.protocol import bounded
 from sonde.serve.settings import Settings, is_loopback
 from sonde.serve.waiting import Worker
 
@@ -95,16 +96,17 @@ class Service:
 
     def _configured(self, loopback: bool) -> uvicorn.Config:
         app = build(self.models, self._worker, self._settings, self.metrics, lambda: self._server.should_exit)
+        most = most_connections()
         guard = Guard(
             app, self._settings, self.metrics, loopback, PATHS | FILES.keys(),
-            lambda: len(self._server.server_state.connections),
+            lambda: len(self._server.server_state.connections) > most,
         )  # fmt: skip
         self.metrics.watch("queue_texts", lambda: self._worker.texts)
         self.metrics.watch("queue_characters", lambda: self._worker.characters)
         self.metrics.watch("requests_in_flight", lambda: guard.in_flight)
         return uvicorn.Config(
             guard,
-            http=Protocol,
+            http=bounded(most + SPARE),
             ws="none",
             lifespan="off",
             log_config=None,

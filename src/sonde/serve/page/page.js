@@ -2,7 +2,7 @@
 
 import { bars, element, grid, percent, saidBy, signed, signedBars } from "./pictures.js";
 import { Problem, ask, setToken } from "./service.js";
-import { parse, write } from "./table.js";
+import { csv, parse, write } from "./table.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST_TEXTS = 64; // in one request: enough to fill a call of the model, few enough that the bar moves
@@ -117,15 +117,16 @@ async function why(text, { model }, own) {
 
 let rows = [];
 
-function take(source, separator) {
+// Which column holds the texts is guessed when the texts are new; what the person chose then stays.
+function take(source, separator, fresh) {
   rows = parse(source, separator);
-  const width = Math.max(0, ...rows.map((row) => row.length));
+  const width = rows.reduce((most, row) => Math.max(most, row.length), 0); // a spread of so many arguments overflows
   const heads = $("header").checked && rows.length ? rows[0] : [];
   const names = Array.from({ length: width }, (_, i) => heads[i] || `column ${i + 1}`);
-  const chosen = Number($("which").value) || 0;
+  const chosen = Math.min(Number($("which").value) || 0, Math.max(width - 1, 0));
+  const likely = fresh ? names.findIndex((name) => name.toLowerCase() === "text") : -1;
   $("which").replaceChildren(...names.map((name, i) => element("option", name, { value: String(i) })));
-  const likely = names.findIndex((name) => name.toLowerCase() === "text");
-  $("which").value = String(likely >= 0 ? likely : Math.min(chosen, Math.max(width - 1, 0)));
+  $("which").value = String(likely >= 0 ? likely : chosen);
   $("which-field").hidden = width < 2;
 }
 
@@ -133,14 +134,33 @@ let source = null; // of a file: { text, separator }
 
 async function open() {
   const file = $("file").files[0];
-  source = file ? { text: await file.text(), separator: /\.tsv$/i.test(file.name) ? "\t" : /\.txt$/i.test(file.name) ? null : "," } : null;
-  refresh();
-  if (source) $("progress-text").textContent = `${rows.length} rows in ${file.name}.`;
+  source = null;
+  try {
+    if (file) source = await read(file);
+    complain(null);
+  } catch (error) {
+    $("file").value = ""; // the same file, saved anew, counts as another choice
+    complain(error);
+  }
+  refresh(true);
+  $("progress-text").textContent = source ? `${rows.length} rows in ${file.name}.` : "";
 }
 
-function refresh() {
-  if (source) take(source.text, source.separator);
-  else take($("column").value, null);
+async function read(file) {
+  let text;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    throw new Problem(`${file.name} is not UTF-8. Save it as UTF-8; in Excel: "CSV UTF-8".`);
+  }
+  if (/\.txt$/i.test(file.name)) return { text, separator: null };
+  return /\.tsv$/i.test(file.name) ? { text, separator: "\t" } : csv(text);
+}
+
+function refresh(fresh) {
+  if (source) take(source.text, source.separator, fresh);
+  else take($("column").value, null, fresh);
 }
 
 function* batches(texts) {
@@ -172,7 +192,7 @@ async function patiently(body, signal) {
 
 async function labelAll() {
   if (running) return;
-  refresh();
+  refresh(false);
   const head = $("header").checked ? 1 : 0;
   const column = Number($("which").value) || 0;
   const texts = rows.slice(head).map((row) => row[column] ?? "");
@@ -233,7 +253,7 @@ $("access").addEventListener("submit", (event) => { event.preventDefault(); setT
 $("many").addEventListener("submit", (event) => { event.preventDefault(); labelAll(); });
 $("column").addEventListener("input", () => { $("file").value = ""; source = null; });
 $("file").addEventListener("change", open);
-$("header").addEventListener("change", refresh);
+$("header").addEventListener("change", () => refresh(true));
 $("stop").addEventListener("click", () => running?.abort());
 $("download").addEventListener("click", download);
 begin();

@@ -1,6 +1,7 @@
 // Files of texts, and files of labels.
 //
 // parse    the text of a file -> rows of cells (RFC 4180); separator null = each row is one cell, blank ones too
+// csv      the text of a .csv file -> { text, separator } for `parse`
 // write    rows of cells -> the text of a CSV file that spreadsheets read as data
 
 export function parse(source, separator) {
@@ -33,6 +34,20 @@ function closes(text, start, separator) {
     return i + 1 === text.length || text[i + 1] === "\n" || text[i + 1] === separator;
   }
   return false;
+}
+
+// Spreadsheets write semicolons or tabs where the comma is the decimal sign: what splits the first two rows alike, if
+// commas do not; or what a line of its own ("sep=;") says.
+export function csv(source) {
+  const text = source.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n");
+  const told = /^\s*sep=([,;\t])[ ]*\n/.exec(text);
+  if (told) return { text: text.slice(told[0].length), separator: told[1] };
+  const head = text.split("\n").filter((line) => line.trim()).slice(0, 2);
+  if (((head.at(-1) ?? "").match(/"/g) ?? []).length % 2) head.pop(); // its text goes on in the next line
+  const cells = (sign) => head.map((line) => parse(line, sign)[0]?.length ?? 0);
+  const fields = (sign) => (new Set(cells(sign)).size === 1 ? cells(sign)[0] : 0);
+  const best = [",", ";", "\t"].reduce((most, sign) => (fields(sign) > fields(most) ? sign : most));
+  return { text, separator: fields(best) > 1 && fields(",") <= 1 ? best : "," };
 }
 
 // Spreadsheets run cells that begin so as formulas.
