@@ -186,6 +186,37 @@ def test_a_job_goes_on_where_it_stopped_and_does_damaged_parts_again(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_job_that_is_stopped_while_it_looks_at_what_is_done_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, out = parts_of(3, 3), tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt), Job(out, {"input": 1}, parts) as job:
+        job.keep(parts[0], outcome_of(parts[0]))
+        raise KeyboardInterrupt
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "of", interrupted)
+        with pytest.raises(KeyboardInterrupt), Job(out, {"input": 1}, parts):
+            pytest.fail("it was stopped before")
+    with Job(out, {"input": 1}, parts) as job:
+        assert job.left == [parts[1]]
+
+
+def test_a_batch_of_one_row_that_fails_has_every_column() -> None:
+    import pandas as pd
+
+    from sonde.scale.datasets import Labeller
+
+    labeller = object.__new__(Labeller)
+    labeller.do, labeller.text = oddities.Odd(Path()).do, "text"
+    found = labeller(pd.DataFrame({"text": [oddities.RAISE]}))
+    assert list(found.columns) == ["text", "label", "probability", "reason"]
+    assert found["label"].tolist() == [None] and "cannot be read" in found["reason"][0]
+
+
 def test_parts_of_another_job_are_dropped(tmp_path: Path) -> None:
     parts, out, said = parts_of(3, 3), tmp_path / "out.csv", list[str]()
     with pytest.raises(KeyboardInterrupt), Job(out, {"model": "a"}, parts) as job:
@@ -487,6 +518,23 @@ def test_a_worker_that_dies_is_replaced_and_a_row_that_kills_is_found(tmp_path: 
     assert failed[0].reason == "the process that read it ended with signal 9 (killed; memory may be short)"
     assert len(said) == 1 + 2 + 2 and "they are done again" in said[0]  # once; the part twice; the row twice
     assert not engine.workers
+
+
+@pytest.mark.slow
+def test_many_parts_that_kill_are_cut_and_only_a_model_that_reads_nothing_ends_the_run(tmp_path: Path) -> None:
+    texts = oddities.rows(20)
+    for row in range(1, 20, 4):
+        texts[row] = oddities.KILL
+    write_table(tmp_path / "in.jsonl", {"text": texts})
+    engine = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
+    labels, failed, said = labels_of(engine, tmp_path / "in.jsonl", rows=4)
+    assert [row for row, label in enumerate(labels) if label is None] == list(range(1, 20, 4))
+    assert [one.row for one in failed] == list(range(2, 21, 4))
+    assert any("one text is tried alone" in sentence for sentence in said)
+    write_table(tmp_path / "bad.jsonl", {"text": [oddities.KILL] * 100})
+    dead = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
+    with pytest.raises(ReadingError, match=r"workers in a row died, and another of one text alone, row \d+; it ended"):
+        labels_of(dead, tmp_path / "bad.jsonl", rows=20)
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ class Labeller:
         for failure in outcome.failed:
             reasons[failure.row - 1] = failure.reason
         taken = list(batch.columns)
-        added = {**outcome.columns, "reason": reasons}
+        unread: list[Any] = [None] * len(texts)
+        added = {"label": unread, "probability": unread, **outcome.columns, "reason": reasons}
         return batch.assign(**{free(name, taken): _objects(cells) for name, cells in added.items()})
 
 

@@ -22,6 +22,8 @@ from sonde.scale.outcome import Outcome
 from sonde.scale.parts import Part
 from sonde.tables import write_atomically
 
+PARTS = "part-*.json"
+
 
 def identity(path: Path) -> dict[str, Any]:
     """Path, size and time of change."""
@@ -78,7 +80,7 @@ class Job:
     ) -> None:
         if self._lock is not None:
             self._lock.close()
-        if kind is None or not self.done:  # nothing is left to go on from
+        if kind is None or not any(self.folder.glob(PARTS)):  # nothing is left to go on from
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             announce(f"what is done is kept in {self.folder}: the same command goes on from there")
@@ -123,7 +125,7 @@ class Job:
             return
         if known is not None:
             announce(f"{self.folder} is of another input, model or option: begun anew")
-        for path in self.folder.glob("part-*.json"):
+        for path in self.folder.glob(PARTS):
             path.unlink()
         with write_atomically(head) as file:
             file.write(json.dumps(self.about, indent=1))

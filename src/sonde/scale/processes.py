@@ -32,7 +32,8 @@ TRIES = 2
 """A part whose worker died is done again by another; if that dies too, the part is at fault."""
 
 MOST_DEATHS = 8
-"""So many deaths in a row without one part done between them are not due to rows: the machine or the model is."""
+"""After so many deaths in a row, without one part done between them, a worker is given one text alone: if that ends it
+too, it is not the rows but the machine or the model."""
 
 GRACE_SECONDS = 5.0
 """What a worker has to end by itself before it is killed."""
@@ -47,6 +48,13 @@ class _Task:
     part: Part
     texts: list[str]
     tries: int = 0
+    trial: bool = False
+    """One text alone, to tell odd rows from a machine or a model that does nothing."""
+
+    def alone(self) -> "_Task":
+        """A text of this part, neither short nor long, as a trial."""
+        text = sorted(self.texts, key=len)[len(self.texts) // 2]
+        return _Task(Part(self.part.number, self.part.start + self.texts.index(text), 1), [text], trial=True)
 
 
 class _Worker:
@@ -123,7 +131,7 @@ class Processes:
         SondeError
             That a worker met: the input or the model is wrong.
         ReadingError
-            Workers die without doing anything.
+            Workers die whatever they are given.
         """
         waiting = texts_of(source, text, parts)
         again: deque[_Task] = deque()
@@ -186,9 +194,9 @@ class Processes:
             return None
         assert worker.task is not None
         outcome: Outcome = message[1]
-        beat(worker.task.part.rows - worker.told)
-        worker.task, self.deaths = None, 0
-        return outcome
+        task, worker.task, self.deaths = worker.task, None, 0
+        beat(-worker.told if task.trial else task.part.rows - worker.told)
+        return None if task.trial else outcome
 
     def _bury(self, worker: _Worker, beat: Beat, again: "deque[_Task]") -> str | None:
         """Remove a dead worker; its part is done again, or given back with the reason of the death."""
@@ -198,14 +206,17 @@ class Processes:
         self.workers.remove(worker)
         beat(-worker.told)
         why = f"said nothing for {self.timeout:,.0f} s" if silent else f"ended with {_end_of(worker.process.exitcode)}"
+        if task.trial:
+            raise ReadingError(
+                f"{self.deaths} workers in a row died, and another of one text alone, row {task.part.start + 1:,}; it "
+                f"{why}. Take fewer workers if memory is short (--workers), or more time for each (--worker-timeout)."
+            )
         rows = f"rows {task.part.start + 1:,} to {task.part.start + task.part.rows:,}"
         announce(f"worker {worker.number + 1} {why} at {rows}; they are done again")
         self.deaths, task.tries = self.deaths + 1, task.tries + 1
-        if self.deaths >= MOST_DEATHS:
-            raise ReadingError(
-                f"{MOST_DEATHS} workers in a row died before they had done anything; the last one {why}. Take fewer "
-                "workers if memory is short (--workers), or more time for each (--worker-timeout)."
-            )
+        if self.deaths == MOST_DEATHS:
+            announce(f"{MOST_DEATHS} workers in a row died: one text is tried alone. Is memory short (--workers)?")
+            again.appendleft(task.alone())
         if task.tries < TRIES:
             again.append(task)
             return None
