@@ -1,12 +1,16 @@
 """Exported classifiers: the graph says what the library says, the files say what the graph says, in Python and in Node;
 what has no graph is refused with what to do instead."""
 
+import errno
 import importlib.util
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,16 +26,18 @@ from samples import Run, make, worded
 from tokenizers import Tokenizer
 
 import sonde
+import sonde.export as exporting
 from scripts import CHECKOUT, benchmark
 from sonde import TextClassifier
 from sonde.baselines import SVM
-from sonde.errors import ArgumentError, BackboneError, MissingExtraError, ReadingError, RecipeError
+from sonde.errors import ArgumentError, BackboneError, DataError, MissingExtraError, ReadingError, RecipeError
 from sonde.export import TOLERANCE, running, to_onnx, writing
 from sonde.export.graph import Window, as_graph, inputs_of, seen
 from sonde.export.running import Session
 from sonde.export.vocabulary import check_ids, tokenizer_json
 from sonde.plan import BUNDLE
 from sonde.read.view import HEAD_SHARE, parts
+from sonde.tables import write_atomically
 
 TRAIN = worded(60)
 ASKED = [*worded(7, seed=1)[0], "good", "", " ".join(TRAIN[0][:30])]
@@ -343,6 +349,31 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert "compared on" in done.out and "5 texts" in done.out and "texts per second" in done.out
     assert "torchvision" not in done.err and "Warning" not in done.err
     assert {path.name for path in tmp_path.glob("out.*")} == {"out.onnx", "out.about.json", "out.tokenizer.json"}
+
+
+def test_a_full_disk_leaves_the_old_export_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, beside = tmp_path / "m.onnx", tmp_path / "m.about.json"
+    exporting._write(target, b"old", {"labels": ["a"]}, {tmp_path / "m.tokenizer.json": "old"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = write_atomically
+
+    @contextmanager
+    def full(path: Any, mode: str = "w") -> Iterator[Any]:
+        with real(path, mode) as file:
+            yield Full() if mode == "wb" else file
+
+    monkeypatch.setattr("sonde.tables.write_atomically", full)
+    with pytest.raises(DataError, match="nothing was changed there"):
+        exporting._write(target, b"new", {"labels": ["b\udc80"]}, {tmp_path / "m.tokenizer.json": "new"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    exporting._write(target, b"new", {"labels": ["b\udc80"]}, {tmp_path / "m.tokenizer.json": "new"})
+    assert json.loads(beside.read_text())["labels"] == ["b\udc80"] and target.read_bytes() == b"new"
 
 
 def test_the_command_refuses_in_sentences(run: Run, tmp_path: Path) -> None:

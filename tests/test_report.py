@@ -479,6 +479,16 @@ def test_labels_that_nobody_can_give_are_in_the_figure_and_in_its_interval() -> 
     assert low < point < high and high < metrics.micro_f1(truth, decided)
 
 
+def test_macro_f1_counts_labels_that_nobody_can_give_in_figure_and_interval(
+    lexical: TextClassifier, tmp_path: Path
+) -> None:
+    page = written(tmp_path, lexical, NEW_TEXTS, ["never seen", *NEW_LABELS[1:]])
+    told = re.search(r"Macro F1([\d.]+)95% CI ([\d.]+)–([\d.]+)", page.parts["headline"])
+    assert told
+    point, low, high = map(float, told.groups())
+    assert low <= point <= high < 0.8, "one class of four is never found"
+
+
 def test_reliability_is_what_the_calibration_error_sums() -> None:
     rng = np.random.default_rng(1)
     p = rng.dirichlet(np.ones(4), 500)

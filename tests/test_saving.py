@@ -590,3 +590,12 @@ def test_nothing_of_pickle_is_imported_by_saving() -> None:
 
 def test_backbones_used_by_the_samples_differ() -> None:
     assert len(set(backbones("llmembed-2"))) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_folder_that_was_closed_stays_closed(model: Path) -> None:
+    model.chmod(0o750)
+    (model / "sonde.json").chmod(0o640)
+    load(model).save(model)
+    assert model.stat().st_mode & 0o777 == 0o750 and (model / "sonde.json").stat().st_mode & 0o777 == 0o640
+    assert load(model).predict(NEW_TEXTS[:1]).shape == (1,)

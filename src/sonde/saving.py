@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -89,6 +90,7 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
         _write(fresh / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode(*ESCAPED))
         _write(fresh / ARRAYS, blob)
         _write(fresh / CARD, card(manifest).encode(*ESCAPED))
+        _close_as(target, fresh)
         sync_folder(fresh)
         if not target.exists() or not exchange(fresh, target):
             if target.exists():
@@ -103,6 +105,14 @@ def save(folder: Path | str, content: Mapping[str, Any], arrays: Mapping[str, np
         if old.exists() and not target.exists():
             old.rename(target)
         _sweep(target, fresh)
+
+
+def _close_as(old: Path, fresh: Path) -> None:
+    """Let the new folder and its files be open to whom those were that they replace, and to nobody else."""
+    for path in (fresh, *fresh.iterdir()):
+        replaced = old / path.relative_to(fresh)
+        if replaced.exists():
+            path.chmod(stat.S_IMODE(replaced.stat().st_mode))
 
 
 def standing(folder: Path | str) -> Path:

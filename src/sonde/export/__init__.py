@@ -8,6 +8,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,7 @@ def _about(
 
 def _as_text(value: Any) -> str:
     """Metadata of ONNX files are strings: these as they are, all else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _compared(session: Any, exact: "TextClassifier", texts: Sequence[str], int8: bool) -> "Agreement":
@@ -201,10 +202,10 @@ def _write(target: Path, content: bytes, about: Mapping[str, Any], vocabularies:
     """The graph last: where it stands, all that it needs does."""
     from sonde.tables import write_atomically
 
-    for file, text in vocabularies.items():
-        with write_atomically(file) as out:
-            out.write(text)
-    with write_atomically(_beside(target, "about")) as out:
-        out.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
-    with write_atomically(target, "wb") as out:
-        out.write(content)
+    texts = {**vocabularies, _beside(target, "about"): json.dumps(about, indent=1) + "\n"}
+    with ExitStack() as stack:  # renamed when all are written: no graph stands beside the labels of another
+        graph = stack.enter_context(write_atomically(target, "wb"))
+        graph.write(content)
+        graph.flush()  # a disk that is full says so now
+        for file, text in texts.items():
+            stack.enter_context(write_atomically(file)).write(text)

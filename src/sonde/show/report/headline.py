@@ -3,8 +3,10 @@
 headline   Subject -> cards, and sentences that set them beside what one would expect
 """
 
+from functools import partial
+
 from sonde.learn import metrics
-from sonde.show.report.intervals import DRAWS, around, resampled, wilson
+from sonde.show.report.intervals import DRAWS, Measure, around, resampled, wilson
 from sonde.show.report.markup import Markup, Shown, count, element, figure, joined, percent
 from sonde.show.report.subject import Subject
 
@@ -32,11 +34,16 @@ def _plural(subject: Subject) -> str:
 
 def _of_labels(subject: Subject) -> list[Markup]:
     right = wilson(int(subject.right.sum()), subject.rows)
-    f1 = resampled(metrics.macro_f1, subject.truth, subject.decided)
+    f1 = resampled(_macro_f1(subject), subject.truth, subject.decided)
     return [
         _card("Accuracy", percent(subject.measured["accuracy"]), _within(*right), ""),
         _card("Macro F1", figure(subject.measured["macro_f1"]), _within(*f1, figure), "every class counts the same"),
     ]
+
+
+def _macro_f1(subject: Subject) -> Measure:
+    """Counting, as the figure does, the labels that the model does not know."""
+    return partial(metrics.macro_f1, foreign=len(subject.judged.unseen))
 
 
 def _of_sets(subject: Subject) -> list[Markup]:
@@ -44,7 +51,7 @@ def _of_sets(subject: Subject) -> list[Markup]:
     cards = []
     for title, name, measure in (
         ("Micro F1", "micro_f1", metrics.micro_f1),
-        ("Macro F1", "macro_f1", metrics.macro_f1),
+        ("Macro F1", "macro_f1", _macro_f1(subject)),
     ):
         missed = subject.judged.strange if name == "micro_f1" else None
         low, high = resampled(measure, subject.truth, subject.decided, strange=missed)
