@@ -28,6 +28,7 @@ class Reply:
     cut: bool = False
     """Whether the connection breaks in the middle of the answer."""
     usage: bool = True
+    finish: str = "stop"
     logprobs: list[tuple[str, float]] | None = None
 
 
@@ -48,6 +49,7 @@ class Loopback:
 
     def __init__(self, script: Script = lambda prompt, number: Reply(), models: tuple[str, ...] = ("toy",)) -> None:
         self.script, self.models = script, models
+        self.key: str | None = None
         self.requests: list[dict[str, Any]] = []
         self.answered: list[str] = []
         self.most_at_once = self._now = 0
@@ -87,6 +89,8 @@ class Loopback:
                 pass
 
             def do_GET(self) -> None:
+                if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
+                    return self._send(401, json.dumps({"error": {"message": "wrong key"}}), {})
                 self._send(200, json.dumps({"data": [{"id": name} for name in server.models]}), {})
 
             def do_POST(self) -> None:
@@ -134,7 +138,7 @@ class Loopback:
 
 def completion(reply: Reply, prompt: str, chat: bool) -> dict[str, Any]:
     """The body of an answer; a word is a token."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": reply.finish}
     choice |= {"message": {"role": "assistant", "content": reply.text}} if chat else {"text": reply.text}
     if reply.logprobs is not None:
         choice["logprobs"] = {"content": [{"token": token, "logprob": value} for token, value in reply.logprobs]}

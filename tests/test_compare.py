@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
+from loopback import Loopback, Reply
 from samples import Run, worded
 from scipy.stats import binomtest
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -15,13 +17,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 
+from sonde import TextClassifier
+from sonde.baselines import Endpoint, IOPrompt
 from sonde.baselines.knn import KNN
 from sonde.bench import compare as comparing
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
-from sonde.bench.compare import Rows, compare, lines, recommend
+from sonde.bench.compare import Rows, compare, fit_and_measure, lines, recommend
 from sonde.bench.tables import pack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, ModelError, SondeWarning
+from sonde.evaluation import evaluate
 from sonde.tables import write_table
 
 TRAIN, TEST = Rows(*worded(90)), Rows(*worded(45, seed=1))
@@ -212,6 +217,47 @@ def test_several_labels_a_text(tmp_path: Path) -> None:
     assert found["cells"]["lexical"]["macro_f1"] > 0.3
 
 
+def test_a_matrix_of_labels_is_measured_as_one(tmp_path: Path) -> None:
+    def matrix(rows: Rows) -> Rows:
+        return Rows(rows.texts, [[int(label == "post"), int(len(text) > 45)] for text, label in zip(rows.texts, rows.labels, strict=True)])  # fmt: skip  # noqa: E501
+
+    found = compare(matrix(TRAIN), matrix(TEST), SETTING, tmp_path / "out.json", names=["lexical", "svm", "knn"])
+    told = [[int(a) for a in b] for b in matrix(TEST).labels]
+    model = TextClassifier("lexical", cache=None).fit(TRAIN.texts, matrix(TRAIN).labels)
+    assert found["cells"]["lexical"]["accuracy"] == evaluate(model, TEST.texts, told)["accuracy"] > 0.5
+    assert min(cell["accuracy"] for cell in found["cells"].values()) > 0.3
+
+
+def broken(_: Setting) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+
+def test_a_candidate_that_breaks_does_not_end_the_comparison(
+    candidates: dict[str, Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(candidates, "no", Candidate("no", "no", broken))
+    found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["no", "words"])
+    assert found["cells"]["no"]["failed"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
+    assert found["recommended"] == "words"
+
+
+def test_rows_without_a_label_are_told() -> None:
+    with pytest.warns(SondeWarning, match="1 rows have no label and are left out"):
+        assert len(Rows.of(["a", "b"], ["x", None]).texts) == 1
+
+
+def test_a_language_model_is_charged_for_what_it_read(tmp_path: Path) -> None:
+    def asks(_: Setting) -> Any:
+        return IOPrompt(Endpoint(server.url, concurrency=1), samples=2, temperature=0.5, answers=None)
+
+    with Loopback(lambda *_: Reply("post")) as server:
+        cell = fit_and_measure(Candidate("io", "io", asks), TRAIN, TEST, SETTING)
+        assert len(server.answered) == 2 * len(TEST.texts)
+    stage = cell["cost"]["stages"]["inference_on_all_rows"]
+    assert stage["prompt_tokens"] > 100 and stage["new_tokens"] == 2 * len(TEST.texts)
+    assert cell["stored_share"] == 0
+
+
 def test_what_was_refused_is_tried_again(
     candidates: dict[str, Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +293,9 @@ def test_test_rows_that_tell_little_are_named_once(candidates: dict[str, Candida
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"candidate.*'autt'.*auto, lexical"):
         compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=["autt"])
+    for endless in (float("inf"), 1e20):
+        with pytest.raises(ArgumentError, match="must be above 0, and"):
+            compare(TRAIN, TEST, SETTING, tmp_path / "out.json", time_limit=endless)
     with pytest.raises(ArgumentError, match="must be above 0"):
         compare(TRAIN, TEST, SETTING, tmp_path / "out.json", time_limit=0)
     with pytest.raises(DataError, match="no labelled rows"):

@@ -159,6 +159,6 @@ def test_a_cell_of_another_language_model_is_made_again_and_costs_of_endpoints_a
         comparison.run(**asked, prompt_url=server.url, prompt_model="large")
         assert len(server.requests) == 2 * questions, "what was paid for is kept"
         with pytest.raises(ArgumentError, match="A budget is for an endpoint"):
-            comparison.run(**asked, prompt_model="x", budget_usd=0.0)
+            comparison.run(**asked, prompt_model="x", budget_tokens=0)
         failed, _ = comparison.run(**asked, prompt_url=server.url, prompt_model="new", budget_tokens=0)
         assert "The budget of 0 tokens ends here" in failed.read_text() and len(server.requests) == 2 * questions

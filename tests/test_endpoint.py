@@ -19,6 +19,7 @@ from loopback import Loopback, Reply
 from sonde.baselines import Endpoint
 from sonde.baselines.answers import AnswerFile
 from sonde.baselines.asking import Asker
+from sonde.baselines.budget import TEMPLATE_TOKENS
 from sonde.baselines.generation import Answer
 from sonde.cost import Prices
 from sonde.errors import ArgumentError, BudgetError, DataError, EndpointError, MissingExtraError
@@ -273,8 +274,8 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         ({"longest_wait_seconds": -1.0}, "longest_wait_seconds is -1.0"),
         ({"budget_tokens": -5}, "budget_tokens is -5"),
         ({"budget_tokens": 1.5}, "budget_tokens is 1.5"),
-        ({"budget_usd": float("nan")}, "budget_usd is nan"),
-        ({"budget_usd": "5"}, "budget_usd is '5'"),
+        ({"budget_usd": float("nan"), "prices": Prices()}, "budget_usd is nan"),
+        ({"budget_usd": "5", "prices": Prices()}, "budget_usd is '5'"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], sentence: str) -> None:
@@ -332,7 +333,34 @@ def test_requests_that_broke_off_count_against_the_budget() -> None:
     with Loopback(lambda prompt, number: Reply(cut=True)) as server, pytest.raises(EndpointError):
         endpoint = quick(server.url, budget_tokens=1000, retries=1)
         ask(endpoint, ["x" * 30])
-    assert endpoint.budget.unconfirmed_tokens == endpoint.budget.spent_tokens == 2 * (10 + 5)
+    assert endpoint.budget.unconfirmed_tokens == endpoint.budget.spent_tokens == 2 * (30 + TEMPLATE_TOKENS + 5)
+
+
+def test_what_nobody_counts_is_counted_at_its_most() -> None:
+    with Loopback(lambda prompt, number: Reply(usage=False)) as server, pytest.raises(BudgetError):
+        endpoint = quick(server.url, budget_tokens=1000, concurrency=1)
+        ask(endpoint, [f"{number:02} a b c d e f g h" for number in range(60)])
+    most = len("00 a b c d e f g h") + TEMPLATE_TOKENS + 5
+    assert endpoint.budget.unconfirmed_tokens == endpoint.budget.spent_tokens == len(server.answered) * most <= 1000
+
+
+def test_what_is_set_aside_is_what_the_request_allows(server: Loopback) -> None:
+    with pytest.raises(BudgetError):
+        ask(quick(server.url, budget_tokens=1000, extra={"max_tokens": 2000}), ["a"])
+    with pytest.raises(BudgetError):
+        ask(quick(server.url, budget_tokens=1000, extra={"n": 400}), ["a"])
+    assert not server.answered
+    with pytest.raises(ArgumentError, match="extra leaves max_tokens out"):
+        quick(server.url, budget_tokens=1000, extra={"max_tokens": None})
+    with pytest.raises(ArgumentError, match="budget_usd needs to know what tokens cost"):
+        quick(server.url, budget_usd=1.0)
+
+
+def test_a_refused_key_is_said_where_no_model_was_named() -> None:
+    with Loopback() as server:
+        server.key = "right"
+        with pytest.raises(EndpointError, match="refused to list its models with status 401"):
+            ask(Endpoint(server.url, key="wrong"), ["a"])
 
 
 # ---------------------------------------------------------- kept and found

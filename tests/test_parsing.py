@@ -109,5 +109,5 @@ def test_a_blank_name(blank: str) -> None:
 
 
 def test_which_names_begin_others() -> None:
-    assert nested(["money", "Money market", "trade", "grain"]) == ["money"]
+    assert nested(["money", "money market", "Money", "trade", "grain"]) == ["money"]
     assert nested(MOODS) == []

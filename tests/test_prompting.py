@@ -305,6 +305,43 @@ def test_an_error_in_the_middle_keeps_what_was_paid(tmp_path: Path) -> None:
         assert len(server.answered) == 16 + 8
 
 
+def test_without_a_file_the_object_keeps_what_was_paid() -> None:
+    def script(prompt: str, number: int) -> Reply:
+        return Reply("no", 400) if number == 5 else sensible(prompt, number)
+
+    with Loopback(script) as server:
+        classifier = carp(endpoint(server, concurrency=1, retries=0), answers=None)
+        with pytest.raises(
+            EndpointError, match=r"6 of 8 answers .* are kept in memory, for as long as this object lives"
+        ):
+            classifier.fit(TRAIN, MOODS)
+        classifier.fit(TRAIN, MOODS)
+        assert len(server.answered) == len(set(server.answered)) == 16
+
+
+def test_objects_with_one_file_pay_once(server: Loopback, tmp_path: Path) -> None:
+    one, other = (io(endpoint(server), answers=tmp_path).fit(TRAIN, MOODS) for _ in range(2))
+    assert one.predict(TEST).tolist() == other.predict(TEST).tolist()
+    assert len(server.answered) == len(TEST)
+
+
+def test_labels_and_weights_are_judged_before_anything_is_asked(server: Loopback) -> None:
+    classifier = io(endpoint(server), answers=None).fit(TRAIN, MOODS)
+    with pytest.raises(DataError, match="labels"):
+        classifier.score(TEST, TRUTH[:-1])
+    with pytest.raises(ArgumentError, match="sample_weight"):
+        classifier.score(TEST, TRUTH, sample_weight=[1.0])
+    assert not server.answered
+    assert classifier.score(TEST, TRUTH) == 1.0
+
+
+def test_answers_that_break_off_are_named() -> None:
+    with Loopback(lambda *_: Reply(None, finish="length")) as server:
+        classifier = io(endpoint(server), answers=None, max_new_tokens=7).fit(TRAIN, MOODS)
+        with pytest.warns(SondeWarning, match="broke off before they named one, at max_new_tokens=7"):
+            classifier.predict(TEST)
+
+
 def test_a_budget_ends_fit_and_predict(server: Loopback, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="The budget of 0 tokens ends here"):
         carp(endpoint(server, budget_tokens=0), answers=tmp_path).fit(TRAIN, MOODS)

@@ -43,6 +43,7 @@ class AnswerFile:
         self._lock = threading.Lock()
         self._answers: dict[str, Answer] = {}
         self._torn = self._headed = False
+        self._size = 0
         self._unwritten = ""
         if path is not None and path.is_file():
             self._read(path)
@@ -53,6 +54,13 @@ class AnswerFile:
     def find(self, key: str) -> Answer | None:
         """The answer kept under this key."""
         return self._answers.get(key)
+
+    def look(self) -> None:
+        """Take up what others have written to the file since."""
+        if self.path is not None and self.path.is_file():
+            with self._lock:
+                if self.path.stat().st_size != self._size:
+                    self._read(self.path)
 
     def keep(self, key: str, answer: Answer) -> None:
         """Add an answer, on the disk before this returns."""
@@ -86,6 +94,7 @@ class AnswerFile:
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
+        self._size = len(content)
         self._torn = bool(content) and not content.endswith(b"\n")
         found = [_from_line(line) for line in content.split(b"\n") if line.strip()]
         whole = [entry for entry in found if entry is not None]

@@ -70,6 +70,8 @@ class Asker:
         """
         numbers = list(seeds) if seeds is not None else [0] * len(prompts)
         keys = [self._key(p, s, max_new_tokens, temperature, logprobs) for p, s in zip(prompts, numbers, strict=True)]
+        if any(self.answers.find(key) is None for key in keys):
+            self.answers.look()  # another object or process may have paid for them
         missing = {key: row for row, key in enumerate(keys) if self.answers.find(key) is None}
         try:
             if missing:

@@ -42,7 +42,8 @@ class Budget:
     prompt_tokens, new_tokens : int
         What the endpoint counted.
     unconfirmed_tokens : int
-        Tokens of requests that broke off after they were sent: they may have been charged, and count as if they were.
+        Of requests that broke off after they were sent, or whose answer came without a count: the most that they may
+        have been charged.
     """
 
     def __init__(self, tokens: int | None, usd: float | None, prices: Prices) -> None:
@@ -91,12 +92,13 @@ class Budget:
             self.new_tokens += new_tokens
             self._changed.notify_all()
 
-    def release(self, reserved: Reservation, lost_tokens: tuple[int, int] = (0, 0)) -> None:
-        """Give back what was set aside; `lost_tokens` (in, out) may have been charged without an answer."""
+    def release(self, reserved: Reservation, charged: bool = False) -> None:
+        """Give back what was set aside; or, if it may have been charged and nobody has counted it, count all of it."""
         with self._changed:
             self._under_way.remove(reserved)
-            self.unconfirmed_tokens += sum(lost_tokens)
-            self._unconfirmed_usd += self.prices.usd(*lost_tokens)
+            if charged:
+                self.unconfirmed_tokens += reserved.prompt_tokens + reserved.new_tokens
+                self._unconfirmed_usd += self.prices.usd(reserved.prompt_tokens, reserved.new_tokens)
             self._changed.notify_all()
 
     def _fits(self, wanted: Reservation) -> bool:

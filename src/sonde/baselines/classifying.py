@@ -46,9 +46,12 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _probabilities(self, texts: list[str]) -> Float[np.ndarray, "row class"]:
         """Of texts that were checked; single-label rows need not sum to 1."""
 
-    def _decided(self, texts: Any) -> Bool[np.ndarray, "row class"]:
+    def judged(self, texts: Any) -> tuple[Bool[np.ndarray, "row class"], Float[np.ndarray, "row class"] | None]:
+        """Decisions, and probabilities if there are any; of one pass, as `bench` measures it."""
         check_is_fitted(self, "classes_")
-        return decide(self._probabilities(as_texts(texts)), self.multilabel_, self.thresholds_)
+        found = self._probabilities(as_texts(texts))
+        decided = decide(found, self.multilabel_, self.thresholds_)
+        return decided, found if hasattr(self, "predict_proba") else None
 
     def predict(self, texts: Any) -> Any:
         """The most probable label of each text.
@@ -58,7 +61,7 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         ndarray (row,) of the type of `classes_`; for multi-label data a list of label lists, or a 0/1 matrix
         (row, class) if the model was trained on one
         """
-        decided = self._decided(texts)
+        decided, _ = self.judged(texts)
         if not self.multilabel_:
             return self.classes_[decided.argmax(axis=1)]
         if self.matrix_labels_:
@@ -68,7 +71,7 @@ class Classifying(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
         """Accuracy (of multi-label data, of whole label sets), or the metric that the classifier aims at."""
         check_is_fitted(self, "classes_")
-        return score(self, texts, labels, sample_weight, self._decided)
+        return score(self, texts, labels, sample_weight, lambda rows: self.judged(rows)[0])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sonde.baselines.budget import Budget, Reservation
 from sonde.baselines.generation import Answer, Keep
-from sonde.baselines.replies import complaint, estimate_tokens, is_filtered, to_answer
+from sonde.baselines.replies import complaint, estimate_tokens, is_counted, is_filtered, to_answer
 from sonde.baselines.retrying import Patience, is_passing
 from sonde.cost import Prices
 from sonde.errors import ArgumentError, BudgetError, EndpointError, need
@@ -44,8 +44,8 @@ class Endpoint:
         Requests under way at once.
     budget_tokens, budget_usd : int, float, optional
         What this object may spend, in all; 0 = only what is in the file of answers.
-    prices : Prices
-        What tokens cost.
+    prices : Prices, optional
+        What tokens cost; `budget_usd` needs it.
     connect_seconds, read_seconds : float
         How long to wait for a connection, and for the next bytes of an answer.
     retries : int
@@ -65,7 +65,8 @@ class Endpoint:
     Raises
     ------
     ArgumentError, MissingExtraError
-        If no URL or key is known, or an argument is out of range.
+        If no URL or key is known, or an argument is out of range; `budget_usd` without `prices`; a budget where `extra`
+        takes the bound of an answer away.
     """
 
     def __init__(
@@ -93,6 +94,14 @@ class Endpoint:
         self._key = _find_key(self.url, key)
         self.chat, self.context_tokens, self.concurrency = chat, context_tokens, concurrency
         self.max_tokens_field, self.extra = max_tokens_field, dict(extra or {})
+        if budget_usd is not None and prices is None:
+            raise ArgumentError("budget_usd needs to know what tokens cost: give prices=Prices(...) of the model.")
+        if (budget_usd, budget_tokens) != (None, None) and not _most_new(
+            {max_tokens_field: 1, **self.extra}, max_tokens_field
+        ):
+            raise ArgumentError(
+                f"extra leaves {max_tokens_field} out, so that an answer has no bound, and a budget cannot hold."
+            )
         self.patience = Patience(retries, longest_wait_seconds)
         self.budget = Budget(budget_tokens, budget_usd, prices or Prices())
         self._http = need("httpx2", "prompt")
@@ -161,7 +170,7 @@ class Endpoint:
                 if stop.is_set():
                     return
                 body = self._body(prompts[row], seeds[row], fields, logprobs)
-                found[row] = self._ask(client, body, prompts[row], max_new_tokens, logprobs, stop)
+                found[row] = self._ask(client, body, prompts[row], logprobs, stop)
                 if keep is not None:
                     keep(row, found[row])
 
@@ -196,13 +205,12 @@ class Endpoint:
         client: Any,
         body: Mapping[str, Any],
         prompt: str,
-        max_new_tokens: int,
         logprobs: bool,
         stop: threading.Event,
     ) -> Answer:
         """One answer, however often the request must be sent again for it."""
         for attempt in range(self.patience.retries + 1):
-            reserved = self.budget.reserve(prompt, max_new_tokens)
+            reserved = self.budget.reserve(prompt, _most_new(body, self.max_tokens_field))
             if stop.is_set():  # while it waited for its share of the budget
                 self.budget.release(reserved)
                 raise EndpointError("The work was stopped.")
@@ -210,14 +218,14 @@ class Endpoint:
             try:
                 reply = client.post("/chat/completions" if self.chat else "/completions", json=body)
             except self._http.RequestError as error:  # not reached, broken off, or not to be decoded
-                self.budget.release(reserved, self._lost(error, prompt, max_new_tokens))
+                self.budget.release(reserved, charged=not self._is_unsent(error))
                 trouble, passing = self._broken(error), not isinstance(error, self._http.UnsupportedProtocol)
             except BaseException:
                 self.budget.release(reserved)
                 raise
             else:
                 if reply.status_code == 200:
-                    return self._answered(reply, reserved, prompt, max_new_tokens, logprobs)
+                    return self._answered(reply, reserved, prompt, logprobs)
                 self.budget.release(reserved)
                 if is_filtered(reply):
                     logger.warning("%s; it counts as an answer without a label", self._refused(reply))
@@ -230,22 +238,25 @@ class Endpoint:
             self.patience.wait(attempt, asked_wait, trouble, stop)
         raise AssertionError("patience ends with an error")
 
-    def _answered(self, reply: Any, reserved: Reservation, prompt: str, max_new_tokens: int, logprobs: bool) -> Answer:
+    def _answered(self, reply: Any, reserved: Reservation, prompt: str, logprobs: bool) -> Answer:
         try:
-            answer = to_answer(reply.json(), prompt, self.chat, logprobs)
+            body = reply.json()
+            answer = to_answer(body, prompt, self.chat, logprobs)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            self.budget.release(reserved, (estimate_tokens(prompt), max_new_tokens))
+            self.budget.release(reserved, charged=True)
             raise EndpointError(
                 f"{self.url} answered with something that is no {'chat ' if self.chat else ''}completion: "
                 f"{self._hushed(reply.text)[:200]!r}. Is this the base URL of an OpenAI-compatible endpoint?"
             ) from error
-        self.budget.settle(reserved, answer.prompt_tokens, answer.new_tokens)
+        if is_counted(body):
+            self.budget.settle(reserved, answer.prompt_tokens, answer.new_tokens)
+        else:
+            self.budget.release(reserved, charged=True)
         return answer
 
-    def _lost(self, error: Exception, prompt: str, max_new_tokens: int) -> tuple[int, int]:
-        """(in, out) tokens that a broken request may have been charged: none if it never left this machine."""
-        unsent = (self._http.ConnectError, self._http.ConnectTimeout, self._http.UnsupportedProtocol)
-        return (0, 0) if isinstance(error, unsent) else (estimate_tokens(prompt), max_new_tokens)
+    def _is_unsent(self, error: Exception) -> bool:
+        """Whether a request that broke off never left this machine; others may have been charged."""
+        return isinstance(error, (self._http.ConnectError, self._http.ConnectTimeout, self._http.UnsupportedProtocol))
 
     def _broken(self, error: Exception) -> str:
         if isinstance(error, self._http.ReadTimeout):
@@ -256,7 +267,7 @@ class Endpoint:
             )
         return f"{self.url} broke the connection off ({type(error).__name__})."
 
-    def _refused(self, reply: Any) -> str:
+    def _refused(self, reply: Any, what: str = "") -> str:
         said = self._hushed(complaint(reply))[:200]
         status = reply.status_code
         advice = _ADVICE.get(status, "")
@@ -264,17 +275,21 @@ class Endpoint:
             advice = " The prompt is longer than the model's context: give context_tokens, or fewer demonstrations."
         if self.chat and "template" in said.lower():
             advice = " The model has no chat template: use Endpoint(..., chat=False)."
-        return f"{self.url} refused a request of model {self.model!r} with status {status}: {said}{advice}"
+        asked = what or f"a request of model {self.model!r}"
+        return f"{self.url} refused {asked} with status {status}: {said}{advice}"
 
     def _only_model(self) -> str:
         with self._client() as client:
             try:
                 reply = client.get("/models")
-                listed = [str(one["id"]) for one in reply.json()["data"]] if reply.status_code == 200 else []
             except self._http.RequestError as error:
                 raise EndpointError(self._broken(error)) from error
-            except (ValueError, KeyError, TypeError):
-                listed = []
+        if reply.status_code in (401, 403):
+            raise EndpointError(self._refused(reply, "to list its models"))
+        try:
+            listed = [str(one["id"]) for one in reply.json()["data"]] if reply.status_code == 200 else []
+        except (ValueError, KeyError, TypeError):
+            listed = []
         if len(listed) == 1:
             return listed[0]
         there = f"lists {', '.join(listed[:10])}" if listed else "lists none"
@@ -283,6 +298,17 @@ class Endpoint:
     def _hushed(self, said: str) -> str:
         """What an endpoint said, without the key."""
         return said.replace(self._key, "***") if self._key else said
+
+
+BOUNDS = ("max_tokens", "max_completion_tokens")
+"""Fields that bound an answer."""
+
+
+def _most_new(body: Mapping[str, Any], field: str) -> int:
+    """Tokens that the answers to a request have at most; 0 if nothing bounds them, neither the field nor its kin."""
+    bounds = [body[name] for name in (field, *BOUNDS) if isinstance(body.get(name), int)]
+    choices = body.get("n")
+    return max(bounds, default=0) * (choices if isinstance(choices, int) else 1)
 
 
 _ADVICE = {

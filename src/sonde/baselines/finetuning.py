@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Float32
 from sklearn.utils.validation import check_is_fitted
 
+from sonde import __version__
 from sonde.baselines.adapting import Lora, adapt, merge, need_peft
 from sonde.baselines.classifying import Classifying
 from sonde.baselines.prompting import check_whole
@@ -229,6 +230,7 @@ class FineTuning(Classifying):
         view = {"max_tokens": tunable.view.max_tokens, "long_text": self.long_text}
         return {
             "method": self.method, **asdict(schedule), **lora, **view, "metric": self.metric,
+            "multilabel": both.targets.multilabel, "matrix": both.targets.matrix, "sonde": __version__,
             "random_state": int(self.random_state), "precision": str(tunable.precision),
             "device": tunable.device.type, "classes": [str(label) for label in both.targets.classes.tolist()],
             "backbone": tunable.fingerprint, "rows": digest.hexdigest(),

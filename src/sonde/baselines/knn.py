@@ -59,18 +59,16 @@ class KNN(Classifying):
         check_whole("k", self.k, 1)
         features = open_retriever(self.features)
         rows = as_labelled(texts, labels, sample_weight, None)
-        some = rows.weights > 0
-        known = [text for text, here in zip(rows.texts, some, strict=True) if here]
-        if len(known) < self.k:
-            raise ArgumentError(f"k is {self.k}, but there are {len(known)} training texts. Give a smaller k.")
-        told = rows.targets.take(some)
+        if len(rows.texts) < self.k:
+            raise ArgumentError(f"k is {self.k}, but there are {len(rows.texts)} training texts. Give a smaller k.")
+        told = rows.targets
         targets = told.indicator if told.multilabel else told.classes[told.ids]
-        self.neighbours_ = Neighbours(features, known, targets)
+        self.neighbours_ = Neighbours(features, rows.texts, targets)
         # not by distance, which is faster: a text without a known word, a vector of zeros, would be near to everything
         self.index_ = NearestNeighbors(n_neighbors=self.k, algorithm="brute", metric="cosine")
         self.index_.fit(self.neighbours_.vectors)
-        self.indicator_, self.weights_ = rows.targets.indicator[some], rows.weights[some]
-        self._know(rows.targets)
+        self.indicator_, self.weights_ = told.indicator, rows.weights
+        self._know(told)
         return self
 
     def _probabilities(self, texts: list[str]) -> Float64[np.ndarray, "row class"]:

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from sonde.baselines.causal import first_line, load_causal
 from sonde.baselines.generation import Answer, Keep
+from sonde.baselines.parsing import nested
 from sonde.baselines.sampling import SeededChoice
 from sonde.baselines.scoring import left_padded, score_options
 from sonde.errors import ArgumentError, BackboneError
@@ -193,8 +194,7 @@ class LocalModel:
             If a prompt leaves no room for the longest option.
         """
         end = (self.tokenizer.eos_token or "\n") if self._chats else "\n"
-        nested = any(one != other and other.startswith(one) for one in options for other in options)
-        tails = [option + (end if nested else "") for option in options]
+        tails = [option + (end if nested(options) else "") for option in options]
         joined = [[self._encode(prompt, tail) for tail in tails] for prompt in prompts]
         heads = [_shared(self._encode(prompt), ways) for prompt, ways in zip(prompts, joined, strict=True)]
         ends = [[ids[len(head) :] for ids in ways] for head, ways in zip(heads, joined, strict=True)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sonde.errors import ArgumentError
-from sonde.learn.tokens import UNSPACED, spelled
+from sonde.learn.tokens import UNSPACED
 
 _SPACED = re.compile(rf"[^\W{UNSPACED}]")
 _BLANKS = re.compile(r"[\s_-]+")
@@ -98,13 +98,8 @@ class LabelReader:
 
 
 def nested(names: Sequence[str]) -> list[str]:
-    """The names with which another name begins."""
-    plain = [" ".join(_BLANKS.split(spelled(name).casefold().strip())) for name in names]
-    return [
-        name
-        for name, one in zip(names, plain, strict=True)
-        if any(other != one and other.startswith(one) for other in plain)
-    ]
+    """The names with which another name begins, as they are written."""
+    return [name for name in names if any(other != name and other.startswith(name) for other in names)]
 
 
 def _pattern(name: str) -> str:

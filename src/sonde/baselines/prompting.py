@@ -12,13 +12,13 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import metadata_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sonde.baselines.answers import open_answers
+from sonde.baselines.answers import AnswerFile, open_answers
 from sonde.baselines.asking import Asker, Usage
 from sonde.baselines.assembling import Assembled, assemble
 from sonde.baselines.generation import Answer, open_generator
@@ -28,7 +28,7 @@ from sonde.baselines.templates import Template, read_template
 from sonde.baselines.voting import VOTES, Ballot, vote
 from sonde.errors import ArgumentError, DataError, choose, warn
 from sonde.inputs import as_texts
-from sonde.rows import Labelled, as_labelled
+from sonde.rows import Labelled, as_labelled, score
 
 MAX_WORDS = 200
 """Words of a text in a prompt (CARP, released code)."""
@@ -61,6 +61,12 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     answers: Any
     random_state: int
 
+    metric: ClassVar[str] = "accuracy"
+    multilabel_: ClassVar[bool] = False
+    matrix_labels_: ClassVar[bool] = False
+    _cut = 0
+    """Answers of the last question that broke off before they named a label."""
+
     @property
     def asks_elsewhere(self) -> bool:
         """Whether an endpoint is asked, whose energy nobody here can tell."""
@@ -81,7 +87,7 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self.reader_ = LabelReader(self.names_, self.demonstration_.header("label"), self.demonstration_.header("text"))
         self.no_label_ = no_label(self.classes_)
         generator = open_generator(self.model)
-        self.asker_ = Asker(generator, open_answers(self.answers, generator.identity))
+        self.asker_ = Asker(generator, self._answers_of(generator.identity))
         self.prompt_tokens_ = self._room(self._longest_answer())
         self.summary_: dict[str, Any] = {
             "model": generator.identity,
@@ -91,6 +97,13 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             "usage": {},
         }
         return train
+
+    def _answers_of(self, identity: str) -> AnswerFile:
+        """The file of answers; without one, those that this object has paid for already."""
+        before: Asker | None = getattr(self, "asker_", None)
+        if self.answers in (None, False) and before is not None and before.answers.identity == identity:
+            return before.answers
+        return open_answers(self.answers, identity)
 
     def _check_arguments(self) -> None:
         choose("vote", self.vote, VOTES)
@@ -186,6 +199,7 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             logprobs=self.vote == "weighted",
         )
         found = [self.reader_.read(answer.text) for answer in answers]
+        self._cut = sum(answer.cut for answer, one in zip(answers, found, strict=True) if one is None)
         labels = np.array([-1 if one is None else one.label for one in found], dtype=np.int64)
         weights = np.ones(len(answers))
         if self.vote == "weighted":
@@ -209,8 +223,9 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self.summary_["failure_rate"] = self.failure_rate_
         self.summary_["unread_answers"] = float(ballot.failed.mean()) if ballot.failed.size else 0.0
         if failures:
-            warn(f"{failures} of {len(ballot.chosen)} texts got no answer that names a label; they count as wrong.",
-                 "no_label", failures)  # fmt: skip
+            cut = f" {self._cut} answers broke off before they named one, at max_new_tokens={self.max_new_tokens}."
+            warn(f"{failures} of {len(ballot.chosen)} texts got no answer that names a label; they count as wrong."
+                 f"{cut if self._cut else ''}", "no_label", failures)  # fmt: skip
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -241,6 +256,15 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         kind = object if self.no_label_ is None else None
         return np.array([known[label] for label in chosen], dtype=kind)
 
+    def judged(self, texts: Any) -> tuple[Bool[np.ndarray, "row class"], Float64[np.ndarray, "row class"] | None]:
+        """The label of each text, nowhere true where no answer names one; and shares of the votes, if there are any.
+
+        Of one pass, as `bench` measures it.
+        """
+        ballot = self._ballot(texts)
+        decided = ballot.chosen[:, None] == np.arange(len(self.classes_))  # row class
+        return decided, ballot.shares if self._has_probabilities() else None
+
     def _has_probabilities(self) -> bool:
         return self.samples > 1
 
@@ -250,9 +274,15 @@ class Prompting(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return self._ballot(texts).shares
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
-        """Accuracy; a text without a label is wrong."""
-        right = [one == other for one, other in zip(self.predict(texts).tolist(), list(labels), strict=True)]
-        return float(np.average(right, weights=sample_weight))
+        """Accuracy; a text that no answer gives a label is wrong.
+
+        Raises
+        ------
+        DataError, ArgumentError
+            About the labels and weights, before anything is asked.
+        """
+        check_is_fitted(self, "classes_")
+        return score(self, texts, labels, sample_weight, lambda rows: self.judged(rows)[0])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

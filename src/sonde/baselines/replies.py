@@ -1,6 +1,7 @@
 """Replies: what an OpenAI-compatible endpoint sends back -> an Answer.
 
 to_answer         the body of a reply with status 200
+is_counted        whether it says how many tokens it took
 complaint         what a refusal says
 is_filtered       whether it is this prompt alone that is refused, for what it says
 estimate_tokens   an estimate of the tokens of a prompt, where the endpoint does not count
@@ -36,6 +37,12 @@ def to_answer(body: Mapping[str, Any], prompt: str, chat: bool, logprobs: bool) 
         choice.get("finish_reason") == "length",
         *details,
     )
+
+
+def is_counted(body: Mapping[str, Any]) -> bool:
+    """Whether a reply says how many tokens it took."""
+    usage = body.get("usage") or {}
+    return usage.get("prompt_tokens") is not None and usage.get("completion_tokens") is not None
 
 
 Details = tuple[tuple[float, ...], tuple[int, ...]] | tuple[None, None]

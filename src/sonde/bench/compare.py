@@ -11,6 +11,7 @@ command goes on with what is missing.
 """
 
 import hashlib
+import logging
 import signal
 import tempfile
 import threading
@@ -32,7 +33,7 @@ from sonde.bench.candidates import CANDIDATES, Candidate, Setting
 from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.tables import pack, unpack
 from sonde.cost import Meter
-from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose
+from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose, warn
 from sonde.evaluation import warn_known_texts, warn_unseen
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
@@ -40,6 +41,11 @@ from sonde.learn.splitting import text_keys
 from sonde.learn.targets import encode, encode_against, unseen
 from sonde.progress import tracked
 from sonde.tables.atomic import check_writable
+
+logger = logging.getLogger(__name__)
+
+LONGEST_SECONDS = 366 * 24 * 3600
+"""Clocks take no more than some thousand years; nobody compares for longer than one."""
 
 SPEED_ROWS = 1000
 """Test texts on which the rate is measured, read anew: a second or more of work, not minutes."""
@@ -69,6 +75,8 @@ class Rows:
     def of(cls, texts: Any, labels: Any) -> "Rows":
         """Check them; rows without a label are dropped."""
         kept, here = as_texts(texts), present(labels, len(texts))
+        if missing := int((~here).sum()):
+            warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
         rows = cls(
             [text for text, keep in zip(kept, here, strict=True) if keep],
             [label for label, keep in zip(labels, here, strict=True) if keep],
@@ -116,11 +124,12 @@ def compare(
     Raises
     ------
     ArgumentError
-        For an unknown candidate, a time limit that is not above 0, or a file that holds something else.
+        For an unknown candidate, a time limit that is not above 0 or longer than a year, or a file that holds
+        something else.
     """
     asked = [choose("The candidate", name, CANDIDATES) for name in names or CANDIDATES]
-    if time_limit is not None and not time_limit > 0:
-        raise ArgumentError(f"The time limit is {time_limit:g} s; it must be above 0.")
+    if time_limit is not None and not 0 < time_limit <= LONGEST_SECONDS:
+        raise ArgumentError(f"The time limit is {time_limit:g} s; it must be above 0, and {LONGEST_SECONDS:,} at most.")
     about = {**asdict(setting), "cache": None, "train": train.digest(), "test": test.digest()}
     cells = _opened(Path(out), {**about, "train_rows": len(train.texts), "test_rows": len(test.texts)})
     _warn_of_test_rows(train, test)
@@ -148,7 +157,7 @@ def compare(
 def _warn_of_test_rows(train: Rows, test: Rows) -> None:
     """Say which labels nobody can give, and how many texts everybody has seen."""
     targets = encode(train.labels)
-    warn_unseen(unseen(test.labels, targets.classes, targets.multilabel))
+    warn_unseen(unseen(test.labels, targets.classes, targets.multilabel, targets.matrix))
     warn_known_texts(np.isin(text_keys(test.texts), text_keys(train.texts)))
 
 
@@ -176,7 +185,7 @@ def _opened(path: Path, setting: dict[str, Any]) -> Cells:
 
 
 def fit_and_measure(candidate: Candidate, train: Rows, test: Rows, setting: Setting) -> dict[str, Any]:
-    """The figures of one candidate, as in `measure`, with its cost; what it refuses is a figure too."""
+    """The figures of one candidate, as in `measure`, with its cost; what it refuses, or breaks on, is a figure too."""
     meter = Meter()
     try:
         classifier = candidate.make(setting)
@@ -185,10 +194,25 @@ def fit_and_measure(candidate: Candidate, train: Rows, test: Rows, setting: Sett
         with meter.stage("training", **work):
             classifier.fit(train.texts, train.labels)
         fit_cpu_seconds = watch.read()["cpu_seconds"] + _cpu_elsewhere(classifier)
+        asked = _asked_tokens(classifier)
+        meter.add_tokens("training", *asked)
         found = measure(classifier, test, meter)
+        meter.add_tokens(
+            "inference_on_all_rows", *(now - then for now, then in zip(_asked_tokens(classifier), asked, strict=True))
+        )
     except SondeError as error:
         return {"title": candidate.title, "failed": str(error)}
+    except Exception as error:  # such as a lack of memory: the others are compared all the same
+        logger.exception("the candidate %s failed", candidate.name)
+        said = next(iter(str(error).splitlines()), "")
+        return {"title": candidate.title, "failed": f"{type(error).__name__}: {said}"}
     return {"title": candidate.title, **found, "fit_cpu_seconds": fit_cpu_seconds, "cost": meter.cost().to_dict()}
+
+
+def _asked_tokens(classifier: Any) -> tuple[int, int]:
+    """(in, out) tokens that a language model has taken for it so far."""
+    usage = list(classifier.summary_["usage"].values()) if hasattr(classifier, "asks_elsewhere") else []
+    return sum(one["prompt_tokens"] for one in usage), sum(one["new_tokens"] for one in usage)
 
 
 def _work(classifier: Any, meter: Meter) -> dict[str, Any]:
@@ -215,11 +239,12 @@ def measure(classifier: Any, test: Rows, meter: Meter) -> dict[str, Any]:
         none).
     """
     multilabel = bool(getattr(classifier, "multilabel_", False))
-    targets = encode_against(test.labels, classifier.classes_, multilabel)
+    matrix = bool(getattr(classifier, "matrix_labels_", False))
+    targets = encode_against(test.labels, classifier.classes_, multilabel, matrix)
     truth = targets.indicator
     watch, work = machine.Stopwatch(), _work(classifier, meter)
     with meter.stage("inference_on_all_rows", **work):
-        decided, probabilities = _answers(classifier, test.texts, multilabel)
+        decided, probabilities = _answers(classifier, test.texts)
     took = watch.read()
     right = metrics.is_right(truth, decided, targets.strange)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
@@ -259,13 +284,16 @@ def _calibration(truth: np.ndarray, probabilities: np.ndarray, multilabel: bool)
     }
 
 
-def _answers(classifier: Any, texts: list[str], multilabel: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decisions (row, class), and probabilities where there are any."""
+def _answers(classifier: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decisions (row, class), and probabilities where there are any; sonde's own read the texts once."""
+    if hasattr(classifier, "judged"):
+        decided, probabilities = classifier.judged(texts)
+        return decided, probabilities
     probabilities = classifier.predict_proba(texts) if hasattr(classifier, "predict_proba") else None
     if probabilities is not None and hasattr(classifier, "decide"):
         return classifier.decide(probabilities), probabilities
-    predicted = classifier.predict(texts)
-    return encode_against(predicted, classifier.classes_, multilabel).indicator, probabilities
+    form = (classifier.classes_, bool(getattr(classifier, "multilabel_", False)))
+    return encode_against(classifier.predict(texts), *form).indicator, probabilities
 
 
 def _rates(classifier: Any, texts: list[str], meter: Meter) -> dict[str, float]:
@@ -346,8 +374,8 @@ def _until(moment: float | None) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, left, AGAIN_SECONDS)  # until it is heard
     try:
+        signal.setitimer(signal.ITIMER_REAL, left, AGAIN_SECONDS)  # until it is heard
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

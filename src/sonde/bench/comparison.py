@@ -51,7 +51,6 @@ def run(
     prompt_model: str | None = None,
     prompt_url: str | None = None,
     budget_tokens: int | None = None,
-    budget_usd: float | None = None,
     more: Mapping[str, Candidate] | None = None,
 ) -> list[Path]:
     """Fill every cell and write the page.
@@ -66,7 +65,7 @@ def run(
         Names of candidates; by default all. Cells of others stay in the table.
     prompt_model, prompt_url : str or None
         A causal language model for IO and CARP, or an OpenAI-compatible endpoint (and what it calls the model).
-    budget_tokens, budget_usd : int, float, optional
+    budget_tokens : int, optional
         What the endpoint may cost, in all.
     more : mapping of str to Candidate, optional
         Further candidates; their titles tell one making from another.
@@ -79,7 +78,7 @@ def run(
     setting = Setting((BACKBONE,), cache)
     prompt = None
     if prompt_model or prompt_url:
-        prompt = Prompt(prompt_model, prompt_url, BACKBONE, cache, budget_tokens, budget_usd)
+        prompt = Prompt(prompt_model, prompt_url, BACKBONE, cache, budget_tokens)
     made_with = {name: candidate.title for name, candidate in (more or {}).items()}
     pool = {**CANDIDATES, **(more or {})}
     if prompt:

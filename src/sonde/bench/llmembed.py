@@ -88,7 +88,6 @@ def run(
     prompt_model: str | None = None,
     prompt_url: str | None = None,
     budget_tokens: int | None = None,
-    budget_usd: float | None = None,
     paper: bool = False,
 ) -> list[Path]:
     """Fill every cell and write the page, the figures and Figure 3.
@@ -102,7 +101,7 @@ def run(
         Hub ids or folders; one may play several roles.
     prompt_model, prompt_url : str or None
         A causal language model for IO and CARP, or an OpenAI-compatible endpoint (and what it calls the model).
-    budget_tokens, budget_usd : int, float, optional
+    budget_tokens : int, optional
         What the endpoint may cost, in all.
     paper : bool
         Heads in the paper's setting, and its bounds on tokens as far as the backbones have positions.
@@ -114,7 +113,7 @@ def run(
     """
     backbones = _backbones(deep, bert, roberta)
     lines = [choose("The line", name, LINES) for name in recipes or LINES]
-    prompt = _prompt(prompt_model, prompt_url, backbones, cache, budget_tokens, budget_usd)
+    prompt = _prompt(prompt_model, prompt_url, backbones, cache, budget_tokens)
     if open_store(cache) is None:
         raise ArgumentError("`sonde bench llmembed` needs a store, so that texts are read once; leave out --no-cache.")
     setting = {**asdict(backbones), "paper": paper, "limit": rows, "seed": SEED}
@@ -148,13 +147,13 @@ def _backbones(deep: str | None, bert: str | None, roberta: str | None) -> Backb
 
 
 def _prompt(
-    model: str | None, url: str | None, backbones: Backbones, cache: Any, tokens: int | None, usd: float | None
+    model: str | None, url: str | None, backbones: Backbones, cache: Any, tokens: int | None
 ) -> "Prompt | None":
     if not (model or url):
         return None
     from sonde.bench.prompted import Prompt  # it brings transformers' generation, which other lines do without
 
-    return Prompt(model, url, backbones.roberta, cache, tokens, usd)
+    return Prompt(model, url, backbones.roberta, cache, tokens)
 
 
 @dataclass(frozen=True)

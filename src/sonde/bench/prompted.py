@@ -41,17 +41,16 @@ class Prompt:
     retriever : str
         Backbone whose sentence embeddings find CARP's demonstrations.
     cache : as in `TextClassifier`; answers are kept beside activations, without a store in the default one
-    budget_tokens, budget_usd : as in `Endpoint`
+    budget_tokens : as in `Endpoint`
     """
 
     def __init__(
         self, model: str | None, url: str | None, retriever: str, cache: Any,
-        budget_tokens: int | None = None, budget_usd: float | None = None,
+        budget_tokens: int | None = None,
     ) -> None:  # fmt: skip
         self.options = {"prompt-model": model, "prompt-url": url}
         self.name = " at ".join(part for part in (model, url) if part)
-        bounds = {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
-        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        given = {} if budget_tokens is None else {"budget_tokens": budget_tokens}
         if given and url is None:
             raise ArgumentError("A budget is for an endpoint; give --prompt-url, or leave the budget out.")
         self._generator = open_generator(model, url, **given)

@@ -97,7 +97,6 @@ def bench(
     prompt_model: Annotated[str | None, typer.Option("--prompt-model", help=PROMPT_HELP)] = None,
     prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="The same: or this endpoint.")] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget-tokens", help="What --prompt-url may take.")] = None,
-    budget_usd: Annotated[float | None, typer.Option("--budget-usd", help="The same in dollars.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
     backbone: Annotated[str | None, typer.Option("--backbone", help="`stc`: the pretrained checkpoint.")] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help=CHECKPOINTS_HELP)] = None,
@@ -113,10 +112,9 @@ def bench(
 
         roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper}
         asked = {"prompt_model": prompt_model, "prompt_url": prompt_url}
-        budget = {"budget_tokens": budget_tokens, "budget_usd": budget_usd}
         checkpoints = {"backbone": backbone, "finetuned": finetuned, "lora": lora}
         own = {name: given for name, given in {"recipes": recipe, **roles, **asked, **checkpoints}.items() if given}
-        bounds = {name: bound for name, bound in budget.items() if bound is not None}  # 0: only what is kept
+        bounds = {} if budget_tokens is None else {"budget_tokens": budget_tokens}  # 0: only what is kept
         for name in names:
             run = BENCHES[choose("The benchmark", name, BENCHES)]
             written = run(
