@@ -342,7 +342,7 @@ def test_extract_options(files: Path, tmp_path: Path, run: Run) -> None:
 
 def test_inspect_describes_a_model(files: Path, run: Run) -> None:
     content = run("inspect", files / "model", "--json").json
-    assert content["kind"] == "model" and content["protocol"] == 2 and content["recipe"] == "linear"
+    assert content["kind"] == "model" and content["protocol"] == 3 and content["recipe"] == "linear"
     assert content["classes"] == ["post", "rail", "weather"] and content["backbones"]["0"]["id"] == BERT
     printed = run("inspect", files / "model")
     assert printed.code == 0 and narrow(printed.out) and printed.err == ""
@@ -501,3 +501,35 @@ def test_the_main_job_from_the_shell(files: Path, tmp_path: Path) -> None:
     first = (tmp_path / "m" / "arrays.safetensors").read_bytes()
     sonde_script("fit", files / "train.csv", "--out", tmp_path / "m", *LINEAR)
     assert (tmp_path / "m" / "arrays.safetensors").read_bytes() == first  # the same command, the same bytes
+
+
+def test_an_option_that_is_given_twice_is_refused(run: Run, tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", {"title": ["a", "b"], "body": ["c", "d"], "label": ["x", "y"]})
+    done = run("fit", tmp_path / "t.csv", "--out", tmp_path / "m", "--text", "title", "--text=body")
+    assert done.code == 2 and "--text is given 2 times; it takes one value" in done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_blank_cells_of_many_labels_are_told_how_to_say_none(run: Run, tmp_path: Path) -> None:
+    texts, labels = worded(90)
+    write_table(tmp_path / "t.csv", {"text": texts, "label": ["" if label == "rail" else label for label in labels]})
+    done = run(
+        "fit", tmp_path / "t.csv", "--out", tmp_path / "m", "--recipe", "lexical", "--label-separator", ";", "--json"
+    )
+    blank = labels.count("rail")
+    assert json.loads(done.out)["rows"] == 90 - blank and "write ';' alone" in done.err
+    assert json.loads(done.out)["warnings"] == {"blank_label_cells": blank, "missing_labels": blank}
+    write_table(tmp_path / "t.csv", {"text": texts, "label": [";" if label == "rail" else label for label in labels]})
+    done = run("evaluate", tmp_path / "m", tmp_path / "t.csv", "--label-separator", ";", "--json")
+    assert json.loads(done.out)["n"] == 90
+    done = run("explain", tmp_path / "m", "--text", texts[0])
+    assert "against its absence" in done.out
+
+
+def test_options_without_use_are_told(run: Run, tmp_path: Path) -> None:
+    texts, labels = worded(90)
+    write_table(tmp_path / "t.csv", {"text": texts, "label": labels})
+    line = ["fit", tmp_path / "t.csv", "--out", tmp_path / "m", "--recipe", "lexical", "--json"]
+    done = run(*line, "--max-tokens", "12", "--device", "cuda", "--sample-rows", "9")
+    assert "has no use for max_tokens and device and sample_rows" in done.err
+    assert json.loads(done.out)["warnings"] == {"unused_options": 3}

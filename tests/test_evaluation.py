@@ -188,3 +188,11 @@ def test_the_metric_of_the_classifier_is_what_score_returns() -> None:
     weights = np.linspace(0, 1, 120)
     expected = metrics.f1_score(NEW_LABELS, classifier.predict(NEW_TEXTS), average="macro", sample_weight=weights)
     assert classifier.score(NEW_TEXTS, NEW_LABELS, sample_weight=weights) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("written", ["Weather", "weather ", "weather.0"])
+def test_a_label_that_is_written_otherwise_is_recognised_in_the_warning(written: str) -> None:
+    texts, labels = worded(90)
+    classifier = make("lexical").fit(texts, labels)
+    with pytest.warns(SondeWarning, match=f"The model knows 'weather': write '{written}' as in training"):
+        evaluate(classifier, ["the cold wind"], [written])

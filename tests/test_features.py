@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas
 import polars
@@ -10,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from test_extract import counted
 from tiny import SENTENCES, build
 
-from sonde.errors import ArgumentError, BackboneError, DataError, StoreError
+from sonde.errors import ArgumentError, BackboneError, DataError, SondeWarning, StoreError
 from sonde.features import ActivationFeatures
 from sonde.read.extract import read
 from sonde.read.sources import expand_blocks, open_sources
@@ -125,7 +127,7 @@ def test_not_fitted():
         (lambda: features("hidden.x"), BackboneError, "after the dot stands"),
         (lambda: features("decoder.hidden.1"), BackboneError, "this backbone has one stack"),
         (lambda: features(pooling="avg"), BackboneError, "'avg' is unknown; it must be one of: mean, max, first, last"),
-        (lambda: features(pooling=()), ArgumentError, "pooling is empty; give one or several of: mean, max"),
+        (lambda: features(pooling=()), ArgumentError, r"pooling is \(\); give one or several of: mean, max"),
         (lambda: features(pooling="first", names=("llama",)), BackboneError, "'first' at .* is refused"),
         (lambda: features(names=()), ArgumentError, "give a tuple of hub ids or folders"),
         (lambda: ActivationFeatures(backbones=(3,)), ArgumentError, "give a tuple of hub ids or folders"),
@@ -161,3 +163,24 @@ def test_a_saved_model_is_refused_as_a_cache(tmp_path):
     (tmp_path / "sonde.json").write_text("{}")
     with pytest.raises(StoreError, match="is a saved model"):
         features(cache=tmp_path).fit(SENTENCES).transform(SENTENCES)
+
+
+def test_several_sites_stand_side_by_side_and_cut_texts_are_told() -> None:
+    settings: dict[str, Any] = {"backbones": (str(build("bert")),), "dtype": "float32", "cache": None}
+    both = ActivationFeatures(("hidden.1", "hidden.2"), **settings).fit_transform(["my parcel", "a train"])
+    apart = [
+        ActivationFeatures(site, **settings).fit_transform(["my parcel", "a train"])
+        for site in ("hidden.1", "hidden.2")
+    ]
+    assert np.array_equal(both, np.concatenate(apart, axis=1))
+    for odd in ((), 3, ("hidden.1", 2)):
+        with pytest.raises(ArgumentError, match=r"site is .*; give one or several"):
+            ActivationFeatures(odd, **settings).fit(["a"])
+    with pytest.warns(SondeWarning, match="1 texts are longer than the model reads"):
+        ActivationFeatures(max_tokens=8, **settings).fit_transform(["my parcel " * 30, "short"])
+
+
+def test_a_frame_is_refused_with_its_column_named() -> None:
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(DataError, match=r"Take one of its columns, such as \['text'\]"):
+        ActivationFeatures().fit(pd.DataFrame({"text": ["a"]}))

@@ -1,6 +1,7 @@
 """Saved models: what comes back is what went in, and what was damaged on purpose is refused with a sentence."""
 
 import hashlib
+import html
 import json
 import os
 import shutil
@@ -17,9 +18,10 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 from samples import RECIPES, backbones, make, worded
+from sklearn.base import clone
 
 import sonde
-from sonde import TextClassifier, saving
+from sonde import TextClassifier, fit_settings, saving
 from sonde.errors import ArgumentError, BackboneError, ModelError
 
 TEXTS, LABELS = worded(90)
@@ -90,7 +92,7 @@ def test_a_loaded_model_saves_the_same_bytes(sound: dict[str, Path], tmp_path: P
 def test_the_folder_holds_three_files_and_nothing_executable(sound: dict[str, Path]) -> None:
     for folder in sound.values():
         assert sorted(path.name for path in folder.iterdir()) == ["README.md", "arrays.safetensors", "sonde.json"]
-        assert json.loads((folder / "sonde.json").read_text(encoding="utf-8"))["protocol"] == 2
+        assert json.loads((folder / "sonde.json").read_text(encoding="utf-8"))["protocol"] == 3
         assert load_file(folder / "arrays.safetensors")
 
 
@@ -298,7 +300,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no manifest": (no_file("sonde.json"), "is not a saved model: it has no sonde.json"),
     "no arrays": (no_file("arrays.safetensors"), "lacks arrays.safetensors: the model is incomplete"),
     # versions
-    "newer protocol": (put(3, "protocol"), "was saved with protocol 3; this sonde reads up to 2. Upgrade sonde"),
+    "newer protocol": (put(4, "protocol"), "was saved with protocol 4; this sonde reads up to 3. Upgrade sonde"),
     "protocol zero": (put(0, "protocol"), "states protocol 0, which never was"),
     "protocol of text": (put("1", "protocol"), "is not the manifest of a saved model"),
     "protocol true": (put(True, "protocol"), "is not the manifest of a saved model"),
@@ -599,3 +601,29 @@ def test_a_folder_that_was_closed_stays_closed(model: Path) -> None:
     load(model).save(model)
     assert model.stat().st_mode & 0o777 == 0o750 and (model / "sonde.json").stat().st_mode & 0o777 == 0o640
     assert load(model).predict(NEW_TEXTS[:1]).shape == (1,)
+
+
+def test_a_clone_of_what_was_loaded_trains_what_was_trained(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "class_weight": {"post": 2, "rail": 1}, "sites": ("hidden.1", "hidden.-1"), "poolings": ("mean", "max"),
+        "random_state": 7, "metric": "macro_f1", "max_tokens": (40,),
+    }  # fmt: skip
+    trained = make("linear", **settings).fit(TEXTS, LABELS)
+    trained.save(tmp_path / "model")
+    found = load(tmp_path / "model")
+    own, mine = found.get_params(), trained.get_params()
+    assert {name: own[name] for name in fit_settings.NAMES} == {name: mine[name] for name in fit_settings.NAMES}
+    again = clone(found).fit(TEXTS, LABELS)
+    assert np.allclose(again.predict_proba(NEW_TEXTS), trained.predict_proba(NEW_TEXTS), atol=1e-6)
+    card = html.unescape((tmp_path / "model" / "README.md").read_text(encoding="utf-8"))
+    assert "random_state=7" in card and "class_weight=[['post', 2], ['rail', 1]]" in card
+
+
+def test_settings_of_numpy_and_generators_are_saved(tmp_path: Path) -> None:
+    labels = [["post", "rail", "weather"].index(label) for label in LABELS]
+    weights = {np.int64(0): np.float32(2), np.int64(1): 1}
+    make("lexical", class_weight=weights, random_state=np.random.RandomState(0)).fit(TEXTS, labels).save(
+        tmp_path / "model"
+    )
+    found = load(tmp_path / "model").get_params()
+    assert found["class_weight"] == {0: 2.0, 1: 1} and found["random_state"] is None

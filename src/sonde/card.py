@@ -68,6 +68,9 @@ def _what(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     inside = "A small head on what frozen language models compute; their weights are not in this folder."
     how = inside if manifest["backbones"] else "It reads words and characters; no language model is needed."
+    if own := _settings(manifest):
+        yield f"Trained with {', '.join(own)}."
+        yield ""
     yield f"Tells {', '.join(map(_code, classes[:NAMED_CLASSES]))}{more}{several}. {how}"
     if manifest["backbones"]:
         yield ""
@@ -78,6 +81,18 @@ def _what(manifest: Mapping[str, Any]) -> Iterator[str]:
                 f"| {_code(_name(about['id']))} | {_code(about['fingerprint'][:12])} | {about['dtype']} | "
                 f"{about['max_tokens']} | {about['long_text']} | to be filled in |"
             )
+
+
+def _settings(manifest: Mapping[str, Any]) -> list[str]:
+    """Settings of the fit that are not the default."""
+    given = manifest["settings"]
+    return [_code(f"{name}={given[name]}") for name, usual in _USUAL.items() if given.get(name, usual) != usual]
+
+
+_USUAL = {
+    "metric": "accuracy", "class_weight": None, "random_state": 0, "paper": False, "eta": None, "layers": None,
+    "exit_loss": None, "sites": None, "poolings": None,
+}  # fmt: skip
 
 
 def _data(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sonde import fitting, hub, saving, scoring
+from sonde import fit_settings, fitting, hub, saving, scoring
 from sonde.errors import ArgumentError, BackboneError, ModelError, RecipeError, choose, warn
 from sonde.inputs import as_texts
 from sonde.learn import abstention, calibration, conformal, learning, metrics
@@ -203,6 +203,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.paper and not recipe.has_paper_setting:
             raise RecipeError(f"The recipe {recipe.name!r} has no paper setting; leave out paper=True.")
         check_class_weight(self.class_weight)
+        if unused := recipe.unused(self.get_params(deep=False)):
+            warn(f"The recipe {recipe.name!r} has no use for {' and '.join(unused)}.", "unused_options", len(unused))
         return recipe
 
     def _sparsity(self) -> Sparsity:
@@ -477,12 +479,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What `save` writes beside the arrays, JSON values."""
         return {
             "recipe": self.summary_["recipe"],
-            "settings": {
-                "max_tokens": self.max_tokens,
-                "long_text": self.long_text,
-                "metric": self.metric,
-                "paper": self.paper,
-            },
+            "settings": fit_settings.to_record(self.get_params(deep=False)),
             "backbones": {str(index): known for index, known in self.backbones_.items()},
             "classes": self.classes_.tolist(),
             "multilabel": self.multilabel_,

@@ -101,7 +101,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     targets, strange = encode_against(labels, *form), unseen(labels, *form)
     assert targets.strange is not None, "labels were held against known classes"
     known = np.isin(text_keys(rows), classifier.train_keys_)
-    warn_unseen(strange)
+    warn_unseen(strange, classifier.classes_)
     warn_known_texts(known)
     started = time.perf_counter()
     parts = list(classifier.stream(rows))
@@ -159,17 +159,31 @@ def _named(labels: Any, names: dict[str, str]) -> Any:
     return [[names.get(str(x), x) for x in v] if isinstance(v, list | tuple) else names.get(str(v), v) for v in labels]
 
 
-def warn_unseen(strange: dict[Any, int]) -> None:
-    """Say which labels of test rows, and how often, no training row has."""
+def warn_unseen(strange: dict[Any, int], classes: np.ndarray) -> None:
+    """Say which labels of test rows, and how often, no training row has; and which seem to be written otherwise."""
     if strange:
         count = sum(strange.values())
         shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
         more = f" and {len(strange) - NAMED_LABELS} more" if len(strange) > NAMED_LABELS else ""
         warn(
-            f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}.",
+            f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}."
+            f"{_alike(strange, classes)}",
             "unseen_labels",
             count,
         )
+
+
+def _alike(strange: dict[Any, int], classes: np.ndarray) -> str:
+    """A known label that reads like one of these: another case, blanks, or the ".0" of a column that had gaps."""
+    known = {_bare(label): label for label in reversed(classes.tolist())}
+    for label in strange:
+        if (near := known.get(_bare(label))) is not None:
+            return f" The model knows {near!r}: write {label!r} as in training."
+    return ""
+
+
+def _bare(label: Any) -> str:
+    return str(label).strip().casefold().removesuffix(".0")
 
 
 def warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
-from sonde.plan import BUNDLE, backbone_names, check_bounds
+from sonde.plan import BUNDLE, backbone_names, check_bounds, warn_lost
 from sonde.read.blocks import Block
 from sonde.read.extract import read
 from sonde.read.pooling import POOLINGS
@@ -22,8 +22,9 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    site : str
-        Site specification: `hidden.*`, `hidden.-1`, `ffn.2:5`, `pooler`, `sentence`, `decoder.hidden.3`.
+    site : str or tuple of str
+        Site specification: `hidden.*`, `hidden.-1`, `ffn.2:5`, `pooler`, `sentence`, `decoder.hidden.3`; several stand
+        side by side.
     pooling : str or tuple of str
         Of `mean`, `max`, `first`, `last`, `mean_content`; several stand side by side.
     backbones : tuple of str
@@ -45,7 +46,7 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        site: str = "hidden.-1",
+        site: str | tuple[str, ...] = "hidden.-1",
         pooling: str | tuple[str, ...] = "mean",
         backbones: tuple[str, ...] = (BUNDLE,),
         *,
@@ -83,6 +84,7 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if not rows:
             return np.empty((0, sum(self.widths_)), dtype=np.float32)
         window = read(rows, sources, blocks, store)
+        warn_lost(window)
         return np.concatenate([window.blocks[name] for name in self.blocks_], axis=1)  # row feature
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -101,11 +103,18 @@ class ActivationFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             dtype=self.dtype,
             device=self.device,
         )
-        poolings = (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
-        if not poolings:
-            raise ArgumentError(f"pooling is empty; give one or several of: {', '.join(POOLINGS)}.")
-        blocks = [b for i, s in sources.items() for p in poolings for b in expand_blocks(i, s, self.site, p)]
+        poolings = _several(self.pooling, "pooling", f"one or several of: {', '.join(POOLINGS)}")
+        sites = _several(self.site, "site", "one or several, such as 'hidden.-1'")
+        blocks = [b for i, s in sources.items() for one in sites for p in poolings for b in expand_blocks(i, s, one, p)]
         return sources, list(dict.fromkeys(blocks))
+
+
+def _several(given: Any, name: str, wanted: str) -> tuple[str, ...]:
+    """One name, or several."""
+    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
+    if not found or not all(isinstance(one, str) for one in found):
+        raise ArgumentError(f"{name} is {given!r:.60}; give {wanted}.")
+    return found
 
 
 def _width(backbone: Any, block: Block) -> int:

@@ -37,7 +37,13 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
     if len(getattr(texts, "shape", (0,))) != 1 or isinstance(texts, dict | Set) or not isinstance(texts, Iterable):
         shape = getattr(texts, "shape", None)
         raise DataError(
-            f"{what} must be a list of strings, not {type(texts).__name__}" + (f" of shape {shape}." if shape else ".")
+            f"{what} must be a list of strings, not {type(texts).__name__}"
+            + (f" of shape {shape}." if shape else ".")
+            + (
+                f" Take one of its columns, such as [{texts.columns[0]!r}]."
+                if len(getattr(texts, "columns", ()))
+                else ""
+            )
         )
     out = list(texts)
     for row, text in enumerate(out):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sonde import hub, saving
+from sonde import fit_settings, hub, saving
 from sonde.classifier import TextClassifier
 from sonde.errors import ArgumentError, DataError, InputError, ModelError, RecipeError
 from sonde.learn import abstention, conformal, learning
@@ -113,7 +113,10 @@ def _rebuild(content: dict[str, Any], arrays: dict[str, np.ndarray], here: dict[
     names = tuple(known.get(i, {"id": BUNDLE})["id"] for i in range(max(known, default=0) + 1))
     if here["dtype"] == "auto" and known and all(about["dtype"] == "float32" for about in known.values()):
         here = {**here, "dtype": "float32"}  # what was trained on exact values is not read in coarser ones unasked
-    classifier = TextClassifier(find(content["recipe"]).name, names, **content["settings"], **here)
+    if content["protocol"] < fit_settings.SINCE:
+        content["settings"] = fit_settings.to_record(TextClassifier().get_params(deep=False)) | content["settings"]
+    settings = fit_settings.of_record(content["settings"])
+    classifier = TextClassifier(find(content["recipe"]).name, names, **settings, **here)
     learner = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
     classifier.model_ = learning.restore(Record(content["learner"], learner))
     classes = content["classes"]

@@ -36,7 +36,7 @@ from sonde.tables.atomic import exchange, sync_folder
 from sonde.tables.strays import is_dead, remove, temporary_name
 from sonde.tables.table import repeated
 
-PROTOCOL = 2
+PROTOCOL = 3
 """2 has checksums; models of 1 are read without."""
 MANIFEST = "sonde.json"
 ARRAYS = "arrays.safetensors"

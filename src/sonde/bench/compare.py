@@ -157,7 +157,7 @@ def compare(
 def _warn_of_test_rows(train: Rows, test: Rows) -> None:
     """Say which labels nobody can give, and how many texts everybody has seen."""
     targets = encode(train.labels)
-    warn_unseen(unseen(test.labels, targets.classes, targets.multilabel, targets.matrix))
+    warn_unseen(unseen(test.labels, targets.classes, targets.multilabel, targets.matrix), targets.classes)
     warn_known_texts(np.isin(text_keys(test.texts), text_keys(train.texts)))
 
 

@@ -14,6 +14,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sonde import __version__
 from sonde.cli.models import evaluate, explain, fit, inspect, predict, report
@@ -22,6 +23,22 @@ from sonde.cli.session import complain
 from sonde.cli.work import export, extract, serve
 from sonde.errors import InputError, SondeError
 
+
+class Once(TyperCommand):
+    """A command that refuses an option which is given twice and takes one value: the first would say nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever, after a look at the words before a bare `--`."""
+        words = args[: args.index("--")] if "--" in args else args
+        for option in self.params:
+            if getattr(option, "multiple", True) or getattr(option, "is_flag", False):
+                continue
+            given = [word for word in words if word.split("=", 1)[0] in option.opts]
+            if len(given) > 1:
+                raise typer.BadParameter(f"{option.opts[0]} is given {len(given)} times; it takes one value.", ctx)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     help="sonde: text classification from the inside of frozen language models.",
     no_args_is_help=True,
@@ -29,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (fit, evaluate, report, predict, explain, compare, serve, export, extract, inspect, recipes, bench):
-    app.command()(command)
+    app.command(cls=Once)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sonde.errors import ArgumentError, DataError
+from sonde.errors import ArgumentError, DataError, warn
 
 
 def labelled(
@@ -29,6 +29,14 @@ def labelled(
 
     table = read_table(path, [text, label]) if rows is None else draw_table(path, rows, [text, label], seed)
     labels: list[Any] = label_column(table, label, separator)
+    blank = sum(one is None for one in labels) if separator is not None else 0
+    if blank:
+        warn(
+            f"{blank} cells of the column {label!r} are blank: their labels count as unknown. Where a text has none of "
+            f"the labels, write {separator!r} alone.",
+            "blank_label_cells",
+            blank,
+        )
     return text_column(table, text), [_rename(value, names) for value in labels] if names else labels
 
 

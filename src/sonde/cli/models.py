@@ -90,7 +90,7 @@ def fit(
         _refuse_foreign(out)
         texts, labels = labelled(train, text, label, label_separator, names, rows, seed)
         held = labelled(validation, text, label, label_separator, names) if validation else None
-        _warn_unread(recipe, bool(backbone or max_tokens))
+        _warn_unread(recipe, bool(backbone))
         classifier = TextClassifier(
             recipe,
             tuple(backbone or [BUNDLE]),
@@ -129,7 +129,7 @@ def _warn_unread(recipe: str, given: bool) -> None:
 
     if given and not find(recipe).reads:
         warn(
-            f"The recipe {recipe!r} reads no backbone: --backbone and --max-tokens say nothing to it.",
+            f"The recipe {recipe!r} reads no backbone: --backbone says nothing to it.",
             "unused_options",
             1,
         )
@@ -250,7 +250,9 @@ def explain(
         texts = _telling(source, column, limit) if source else list(text or ())
         classifier = load(model, backbones=backbone, dtype=dtype, device=device, cache=opened_cache(cache, no_cache))
         found = explained(classifier, texts, label=label, against=against, top=top)
-        result |= {"model": str(model), "texts": [asdict(one) for one in found]}
+        result |= {
+            "model": str(model), "multilabel": classifier.multilabel_, "texts": [asdict(one) for one in found],
+        }  # fmt: skip
 
 
 def _telling(source: Path, column: str, limit: int) -> list[str]:

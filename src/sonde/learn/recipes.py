@@ -60,6 +60,13 @@ class Recipe:
     needed_backbones: int = 1
     """Fewest backbones that it works with."""
 
+    def unused(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Names of parameters that were given, are no defaults, and say nothing to this recipe."""
+        usual: dict[str, Any] = {} if self.reads else {"max_tokens": None, "long_text": "cut", "device": "auto"}
+        if self.learner != "sparse":
+            usual["sample_rows"] = SAMPLE_ROWS
+        return [name for name, default in usual.items() if parameters[name] != default]
+
     def reading(self, sites: Sequence[str] | None, poolings: Sequence[str] | None) -> "Recipe":
         """The same recipe on other sites or poolings of each backbone: every pooling at every site.
 

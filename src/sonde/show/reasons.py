@@ -32,14 +32,14 @@ def explanation(result: Plain) -> None:
     for number, one in enumerate(result["texts"]):
         if number:
             console().print()
-        _head(one)
+        _head(one, result["multilabel"])
         console().print(_legend(one, coloured))
         console().print(shaded(one["text"], one["tokens"], coloured))
         _tables(one)
 
 
-def _head(one: Plain) -> None:
-    rival = "all others" if one["against"] is None else one["against"]
+def _head(one: Plain, several: bool) -> None:
+    rival = one["against"] if one["against"] is not None else "its absence" if several else "all others"
     tokens = sum(token["contribution"] for token in one["tokens"])
     terms = f"{one['bias']:.4f} for the average text, {tokens:+.4f} by this one"
     facts(
