@@ -366,6 +366,22 @@ def test_a_refused_key_is_said_where_no_model_was_named() -> None:
 # ---------------------------------------------------------- kept and found
 
 
+def test_what_others_have_written_is_read_once_and_what_is_ones_own_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (AnswerFile(tmp_path / "a.jsonl", "toy") for _ in range(2))
+    reads: list[Path] = []
+    read = AnswerFile._read
+    monkeypatch.setattr(AnswerFile, "_read", lambda self, path: (reads.append(path), read(self, path)))
+    one.keep("1", Answer("a", 1, 1, False))
+    one.keep("2", Answer("b", 1, 1, False))
+    one.look()
+    assert not reads
+    other.look()
+    other.look()
+    assert len(reads) == 1 and other.find("2") == Answer("b", 1, 1, False)
+
+
 def test_equal_requests_are_asked_once(server: Loopback) -> None:
     endpoint = quick(server.url)
     asker = Asker(endpoint, AnswerFile(None, endpoint.identity))

@@ -522,18 +522,18 @@ def test_a_worker_that_dies_is_replaced_and_a_row_that_kills_is_found(tmp_path: 
 
 @pytest.mark.slow
 def test_many_parts_that_kill_are_cut_and_only_a_model_that_reads_nothing_ends_the_run(tmp_path: Path) -> None:
-    texts = oddities.rows(20)
-    for row in range(1, 20, 4):
+    texts, kills = oddities.rows(28), [*range(1, 20, 4), *range(20, 28)]  # the last two parts do nothing else
+    for row in kills:
         texts[row] = oddities.KILL
     write_table(tmp_path / "in.jsonl", {"text": texts})
     engine = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
     labels, failed, said = labels_of(engine, tmp_path / "in.jsonl", rows=4)
-    assert [row for row, label in enumerate(labels) if label is None] == list(range(1, 20, 4))
-    assert [one.row for one in failed] == list(range(2, 21, 4))
+    assert [row for row, label in enumerate(labels) if label is None] == kills
+    assert [one.row for one in failed] == [row + 1 for row in kills]
     assert any("one text is tried alone" in sentence for sentence in said)
     write_table(tmp_path / "bad.jsonl", {"text": [oddities.KILL] * 100})
     dead = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
-    with pytest.raises(ReadingError, match=r"workers in a row died, and another of one text alone, row \d+; it ended"):
+    with pytest.raises(ReadingError, match=r"workers in a row died, and another of row \d+ alone; it ended"):
         labels_of(dead, tmp_path / "bad.jsonl", rows=20)
 
 

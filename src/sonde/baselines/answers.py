@@ -43,7 +43,7 @@ class AnswerFile:
         self._lock = threading.Lock()
         self._answers: dict[str, Answer] = {}
         self._torn = self._headed = False
-        self._size = 0
+        self._size = 0  # of the file, as far as it is known
         self._unwritten = ""
         if path is not None and path.is_file():
             self._read(path)
@@ -78,11 +78,12 @@ class AnswerFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                rest = (("\n" if self._torn else "") + self._unwritten).encode("utf-8")
+                whole = rest = (("\n" if self._torn else "") + self._unwritten).encode("utf-8")
                 self._torn = True
                 while rest:  # the whole line in one call, unless the system takes less
                     rest = rest[os.write(handle, rest) :]
                 os.fsync(handle)
+                self._size += len(whole)  # what is beyond that others have written
                 self._unwritten, self._torn = "", False
             finally:
                 os.close(handle)

@@ -112,6 +112,7 @@ class Processes:
         self.threads = threads_of(workers.count)
         self.workers: list[_Worker] = []
         self.deaths = 0
+        self.done: _Task | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -195,6 +196,7 @@ class Processes:
         assert worker.task is not None
         outcome: Outcome = message[1]
         task, worker.task, self.deaths = worker.task, None, 0
+        self.done = self.done or task
         beat(-worker.told if task.trial else task.part.rows - worker.told)
         return None if task.trial else outcome
 
@@ -208,15 +210,15 @@ class Processes:
         why = f"said nothing for {self.timeout:,.0f} s" if silent else f"ended with {_end_of(worker.process.exitcode)}"
         if task.trial:
             raise ReadingError(
-                f"{self.deaths} workers in a row died, and another of one text alone, row {task.part.start + 1:,}; it "
-                f"{why}. Take fewer workers if memory is short (--workers), or more time for each (--worker-timeout)."
+                f"{self.deaths} workers in a row died, and another of row {task.part.start + 1:,} alone; it {why}. "
+                "Take fewer workers if memory is short (--workers), or more time for each (--worker-timeout)."
             )
         rows = f"rows {task.part.start + 1:,} to {task.part.start + task.part.rows:,}"
         announce(f"worker {worker.number + 1} {why} at {rows}; they are done again")
         self.deaths, task.tries = self.deaths + 1, task.tries + 1
         if self.deaths == MOST_DEATHS:
             announce(f"{MOST_DEATHS} workers in a row died: one text is tried alone. Is memory short (--workers)?")
-            again.appendleft(task.alone())
+            again.appendleft((self.done or task).alone())  # one that was read before, if there is any
         if task.tries < TRIES:
             again.append(task)
             return None
