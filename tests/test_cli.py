@@ -153,9 +153,11 @@ def test_evaluate_json_has_the_keys_of_the_contract(files: Path, run: Run) -> No
         "per_class",
         "warnings",
     }
-    assert content.keys() == keys | {"aurc", "risk_coverage"} and content["n"] == 45
+    ranked = {"mean_average_precision", "roc_auc"}
+    assert content.keys() == keys | ranked | {"aurc", "risk_coverage"} and content["n"] == 45
     assert content["risk_coverage"][0].keys() == {"coverage", "error", "threshold"}
-    assert content["per_class"][0].keys() == {"label", "precision", "recall", "f1", "support"}
+    own = {"label", "precision", "recall", "f1", "support", "average_precision", "roc_auc"}
+    assert content["per_class"][0].keys() == own
     classifier = sonde.load(files / "model", cache=None)
     assert content["accuracy"] == classifier.score(NEW_TEXTS, NEW_LABELS) > 0.5
 

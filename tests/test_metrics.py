@@ -14,10 +14,12 @@ from sonde.learn.metrics import (
     holm,
     log_loss,
     macro_f1,
+    macro_roc_auc,
     mcnemar,
     mean_average_precision,
     micro_f1,
     per_class,
+    ranking,
 )
 
 RNG = np.random.default_rng(0)
@@ -94,7 +96,7 @@ def test_calibration_error_bins_hold_equally_many_rows():
 
 
 def test_per_class_equals_scikit_learn_and_is_json():
-    table = per_class(np.array(["a", "b", "c", "d"]), TRUTH, PREDICTED)
+    table = per_class(np.array(["a", "b", "c", "d"]), TRUTH, PREDICTED, PREDICTED.astype(float))
     precision, recall, f1, support = reference.precision_recall_fscore_support(IDS, SAID)
     assert [row["label"] for row in table] == ["a", "b", "c", "d"]
     assert [row["precision"] for row in table] == pytest.approx(precision.tolist())
@@ -102,8 +104,21 @@ def test_per_class_equals_scikit_learn_and_is_json():
     assert [row["f1"] for row in table] == pytest.approx(f1.tolist())
     assert [row["support"] for row in table] == support.tolist()
     assert json.loads(json.dumps(table)) == table
-    empty = per_class(np.array([True, False]), np.zeros((3, 2)), np.zeros((3, 2)))
-    assert empty[0] == {"label": True, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    empty = per_class(np.array([True, False]), np.zeros((3, 2)), np.zeros((3, 2)), np.zeros((3, 2)))
+    unranked = {"average_precision": None, "roc_auc": None}
+    assert empty[0] == {"label": True, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, **unranked}
+
+
+def test_ranking_is_that_of_scikit_learn_where_it_is_defined():
+    rng = np.random.default_rng(0)
+    ids = np.concatenate([np.arange(4), rng.integers(4, size=60)])
+    scores = rng.dirichlet(np.ones(4), 64)
+    truth = np.eye(4)[ids]
+    assert macro_roc_auc(truth, scores) == pytest.approx(reference.roc_auc_score(ids, scores, multi_class="ovr"))
+    areas = [one["roc_auc"] for one in ranking(truth, scores)]
+    assert areas == pytest.approx([reference.roc_auc_score(ids == k, scores[:, k]) for k in range(4)])
+    assert [one["roc_auc"] for one in ranking(np.ones((2, 1)), np.ones((2, 1)))] == [None]
+    assert macro_roc_auc(np.zeros((2, 2)), np.ones((2, 2))) is None
 
 
 def test_mcnemar_is_the_binomial_test_of_the_disagreements():

@@ -33,7 +33,7 @@ from sonde.scale.outcome import Failure, Outcome
 from sonde.scale.parts import Part, cut, texts_of
 from sonde.scale.processes import Processes, devices_of, threads_of
 from sonde.scale.work import Predicting
-from sonde.tables import read_table, write_table
+from sonde.tables import label_column, read_table, write_table
 from sonde.tables.strays import temporary_name
 
 TEXTS, LABELS = worded(90)
@@ -394,6 +394,38 @@ def test_parquet_columns_have_their_type_where_nothing_is_labelled(
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("label").type == kind
     assert all(not cell for cell in table["label"].to_pylist())
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_every_probability_and_label_sets_are_written_where_asked(
+    model: Path, file: Path, tmp_path: Path, kind: str
+) -> None:
+    classifier = sonde.load(model, cache=None)
+    texts = read_table(file).columns["text"]
+    out = tmp_path / f"out.{kind}"
+    predict_file(model, file, out, alpha=0.2, probabilities=True, separator=";", cache=None)
+    found = read_table(out).columns
+    names = [f"probability_{label}" for label in classifier.classes_]
+    assert list(found)[-len(names) - 3 :] == ["label", "probability", "label_set", *names]
+    assert found["label_set"] == [";".join(one) for one in classifier.predict_set(texts, alpha=0.2)]
+    shown = np.array([found[name] for name in names], dtype=float).T
+    assert np.allclose(shown, classifier.predict_proba(texts), atol=1e-5)
+    with pytest.raises(ArgumentError, match="alpha is 2"):
+        predict_file(model, file, out, alpha=2, cache=None)
+
+
+def test_what_predict_writes_of_many_labels_evaluate_reads(file: Path, tmp_path: Path) -> None:
+    texts = read_table(file).columns["text"]
+    several = [[label, "long"] if len(text) > 45 else [label] for text, label in zip(TEXTS, LABELS, strict=True)]
+    classifier = sonde.TextClassifier("lexical").fit(TEXTS, several)
+    classifier.save(tmp_path / "model")
+    result = predict_file(tmp_path / "model", file, tmp_path / "out.csv", separator=" | ")
+    labels = label_column(read_table(tmp_path / "out.csv"), "label", " | ")
+    assert labels == [list(one) for one in classifier.predict(texts)]
+    assert result["rows"] == len(texts) and set(result["labels"]) <= set(classifier.classes_)
+    assert sum(result["labels"].values()) == sum(map(len, classifier.predict(texts)))
+    with pytest.raises(ArgumentError, match="'o' stands in the label 'long'"):
+        predict_file(tmp_path / "model", file, tmp_path / "out.csv", separator="o")
 
 
 @pytest.mark.slow

@@ -309,7 +309,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "classes_")
         conformal.conformal_threshold(self.conformal_scores_, alpha)  # alpha is judged before the texts are read
-        sets = conformal.predict_sets(self.predict_proba(texts), self.conformal_scores_, alpha, allow_empty)
+        return self.sets_of(self.predict_proba(texts), alpha, allow_empty)
+
+    def sets_of(
+        self, probabilities: Float[np.ndarray, "row class"], alpha: float = 0.05, allow_empty: bool = False
+    ) -> list[list[Any]]:
+        """What `predict_set` makes of the probabilities that `predict_proba` gave."""
+        sets = conformal.predict_sets(probabilities, self.conformal_scores_, alpha, allow_empty)
         return [self.classes_[row].tolist() for row in sets]
 
     def predict_or_abstain(

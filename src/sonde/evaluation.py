@@ -45,8 +45,10 @@ def evaluate(classifier: TextClassifier, texts: Any, labels: Any) -> dict[str, A
     dict
         `accuracy`, `macro_f1`, `log_loss` (nats), `ece` (15 equal-mass bins), `ece_95` (what a perfectly calibrated
         model of the same confidences stays below in 95% of cases), `n`, `truncated_rows`, `mean_depth` (layers that a
-        text ran through), `per_class`; for models of one label a text, `aurc` and `risk_coverage` (coverage, error,
-        threshold at a few coverages); for multi-label models, `micro_f1`, `subset_accuracy`, `mean_average_precision`.
+        text ran through), `mean_average_precision` and `roc_auc` (of each class against all others, averaged),
+        `per_class` (the same of each, with precision, recall, f1, support); for models of one label a text, `aurc` and
+        `risk_coverage` (coverage, error, threshold at a few coverages); for multi-label models, `micro_f1`,
+        `subset_accuracy`.
 
     Warns
     -----
@@ -148,8 +150,9 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
     else:
         report["micro_f1"] = metrics.micro_f1(truth, decided, strange=strange)
         report["subset_accuracy"] = report["accuracy"]
-        report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)
-    report["per_class"] = metrics.per_class(classifier.classes_, truth, decided)
+    report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)
+    report["roc_auc"] = metrics.macro_roc_auc(truth, probabilities)
+    report["per_class"] = metrics.per_class(classifier.classes_, truth, decided, probabilities)
     return report
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from sonde.bench import machine
 from sonde.bench.cells import opened, table, write_page
-from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import TITLES, DataSet, of_papers, read_split
 from sonde.bench.machine import Stopwatch
 from sonde.errors import SondeWarning
 from sonde.learn import mlp
@@ -82,7 +82,7 @@ def run(
     *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
 ) -> list[Path]:
     """Fill every cell and write the tables; arguments as in `bench.tables.run` (`models` is not needed)."""
-    names = [name for name in chosen(only) if name in SETS]
+    names = [name for name in of_papers(only) if name in SETS]
     sizes = {"train": min(rows or TRAIN_ROWS, TRAIN_ROWS), "test": min(rows or TEST_ROWS, TEST_ROWS)}
     setting = {"backbone": BACKBONE, "seeds": list(SEEDS), "rows": sizes}
     cells = opened(Path(out) / "ablation.json", setting)

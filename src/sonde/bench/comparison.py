@@ -17,7 +17,7 @@ from sonde.bench import machine
 from sonde.bench.candidates import CANDIDATES, Candidate, Setting
 from sonde.bench.cells import opened, table, write_page
 from sonde.bench.compare import CHANCE, METRICS, Rows, bits, figure, fit_and_measure
-from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, chosen, in_order, read_split, read_test, title
 from sonde.bench.few import draw
 from sonde.bench.prompted import TEST_ROWS, TRAIN_ROWS, Prompt, numbered_names
 from sonde.errors import choose
@@ -86,11 +86,11 @@ def run(
         made_with |= dict.fromkeys(PROMPTED, prompt.name)
     names = [choose("The candidate", name, pool) for name in recipes or pool]
     cells = opened(Path(out) / "comparison.json", {"backbone": BACKBONE, "seed": setting.seed, "limit": rows})
-    sets = chosen(only)
+    sets = chosen(data, only)
     with track("comparison", len(sets) * len(names) * len(SHOTS), "cells") as advance:
         for shots in SHOTS:  # the cheap ones first
             for name in sets:
-                train, test = read_split(data, name, "train").take(rows), _test(data, name, rows)
+                train, test = read_split(data, name, "train").take(rows), read_test(data, name).take(rows)
                 if prompt:
                     pool |= _asking(prompt, numbered_names(data, name, train))
                 for candidate in names:
@@ -113,14 +113,7 @@ def _asking(prompt: Prompt, names: list[str] | None) -> dict[str, Candidate]:
     def asks(line: str) -> Callable[[Setting], Any]:
         return lambda _: prompt.make(line, names)
 
-    return {line: Candidate(line, title, asks(line)) for line, title in PROMPTED.items()}
-
-
-def _test(data: Path, name: str, rows: int | None) -> DataSet:
-    """All test splits together."""
-    parts = [read_split(data, name, split) for split in SPLITS[name]]
-    labels = np.concatenate([part.labels for part in parts])
-    return DataSet([text for part in parts for text in part.texts], labels).take(rows)
+    return {line: Candidate(line, told, asks(line)) for line, told in PROMPTED.items()}
 
 
 def _some(train: DataSet, shots: int | None, candidate: str, seed: int) -> DataSet:
@@ -173,7 +166,7 @@ def _exercise(cells: Mapping[str, Any]) -> list[str]:
 
 def _place(key: str) -> str:
     name, shots, candidate = key.split("|")
-    return f"`{candidate}` on {TITLES[name]}, {shots} rows{'' if shots == 'all' else ' a class'}"
+    return f"`{candidate}` on {title(name)}, {shots} rows{'' if shots == 'all' else ' a class'}"
 
 
 def _done(cells: Mapping[str, Any], shots: str) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -204,7 +197,7 @@ def _losses_with(done: Mapping[tuple[str, str], Mapping[str, Any]], shots: int |
         if p < CHANCE:
             rows = "all rows" if shots is None else f"{shots} rows a class"
             yield (
-                f"- {TITLES[name]}, {rows}: `{candidate}` {figure(cell['accuracy'])} against "
+                f"- {title(name)}, {rows}: `{candidate}` {figure(cell['accuracy'])} against "
                 f"{figure(own['accuracy'])} (p {p:.3f})"
             )
 
@@ -213,13 +206,12 @@ def _chapter(cells: Mapping[str, Any], shots: str) -> list[str]:
     done = _done(cells, shots)
     if not done:
         return []
-    names = [name for name in TITLES if any(name == own for _, own in done)]
+    names = in_order(own for _, own in done)
     there = dict.fromkeys(candidate for candidate, _ in done)
     candidates = [*(name for name in CANDIDATES if name in there), *(name for name in there if name not in CANDIDATES)]
     whole = {name: max(cell["train_rows"] for (_, own), cell in done.items() if own == name) for name in names}
-    heads = ["candidate", *(TITLES[name] for name in names), "mean"]
-    title = "## All rows" if shots == "all" else f"## {shots} rows a class"
-    parts = [title, "Accuracy with its 95% interval:"]
+    heads = ["candidate", *(title(name) for name in names), "mean"]
+    parts = ["## All rows" if shots == "all" else f"## {shots} rows a class", "Accuracy with its 95% interval:"]
     parts.append(table(heads, [_accuracies(done, one, names, whole) for one in candidates]))
     for metric, shown in {"macro_f1": METRICS["macro_f1"], "ece": "ECE"}.items():
         parts += [

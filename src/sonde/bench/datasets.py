@@ -1,13 +1,18 @@
-"""The data sets of the papers, as a reader finds them in a folder.
+"""Data sets, as a reader finds them in a folder: those of the papers, and others.
 
-DataSet    texts and labels of one split
-read_split one split of one set
-label_names names of the integer labels
-SPLITS     the test splits of each set
-TITLES     how the sets are called in tables
+DataSet      texts and labels of one split
+read_split   one split of one set
+read_test    all test splits of one set together
+label_names  names of the integer labels
+chosen       the sets of a folder that are asked for
+of_papers    those of the papers alone, which their tables compare
+tests_of     the test splits of a set
+title        how a set is called in tables
+in_order     sets in the order of the tables
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +21,9 @@ import numpy as np
 from sonde.errors import DataError
 from sonde.tables import label_column, read_table, text_column
 
-SPLITS = {
-    "sst2": ("test", "test1821"),
-    "imdb": ("test",),
-    "ag_news": ("test",),
-    "r8": ("test",),
-    "r52": ("test",),
-}
+SECOND = "test1821"
+"""A second test split of SST-2: the papers differ in which they report."""
+
 TITLES = {"sst2": "SST-2", "imdb": "IMDb", "ag_news": "AG News", "r8": "R8", "r52": "R52"}
 
 
@@ -47,7 +48,7 @@ def read_split(data: Path, name: str, split: str) -> DataSet:
     """Read `<data>/<name>/<split>.csv.gz` (columns text and label); `DataError` if it is not there."""
     path = Path(data) / name / f"{split}.csv.gz"
     if not path.is_file():
-        raise DataError(f"{path} does not exist. --data must hold one folder a data set ({', '.join(SPLITS)}).")
+        raise DataError(f"{path} does not exist. --data must hold one folder a data set, such as {', '.join(TITLES)}.")
     table = read_table(path, ["text", "label"])
     return DataSet(text_column(table, "text"), np.array(label_column(table, "label"), dtype=str))
 
@@ -63,9 +64,50 @@ def label_names(data: Path, name: str) -> list[str]:
     return [str(one) for one in (content["label_names"] if isinstance(content, dict) else content)]
 
 
-def chosen(only: list[str] | None) -> list[str]:
-    """The sets asked for, in the order of the tables."""
+def read_test(data: Path, name: str) -> DataSet:
+    """All test splits together."""
+    parts = [read_split(data, name, split) for split in tests_of(data, name)]
+    return DataSet([text for part in parts for text in part.texts], np.concatenate([part.labels for part in parts]))
+
+
+def chosen(data: Path, only: list[str] | None) -> list[str]:
+    """The sets of a folder that are asked for, or all, in the order of the tables.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no set, or not one that is asked for.
+    """
+    there = in_order(path.parent.name for path in Path(data).glob("*/train.csv.gz"))
+    if not there:
+        raise DataError(
+            f"{data} holds no data set; it must hold a folder a set, each with train.csv.gz and test.csv.gz (text, "
+            "label)."
+        )
     for name in only or []:
-        if name not in SPLITS:
-            raise DataError(f"The data set {name!r} is unknown; known are: {', '.join(SPLITS)}.")
-    return [name for name in SPLITS if not only or name in only]
+        if name not in there:
+            raise DataError(f"The data set {name!r} is not in {data}; there are: {', '.join(there)}.")
+    return [name for name in there if not only or name in only]
+
+
+def of_papers(only: list[str] | None) -> list[str]:
+    """The sets of the papers that are asked for, in the order of their tables; `DataError` for others."""
+    for name in only or []:
+        if name not in TITLES:
+            raise DataError(f"The papers have no data set {name!r}; they have: {', '.join(TITLES)}.")
+    return [name for name in TITLES if not only or name in only]
+
+
+def tests_of(data: Path, name: str) -> tuple[str, ...]:
+    """The test splits of a set: `test`, and of SST-2 a second one, where it is there."""
+    return ("test", SECOND) if (Path(data) / name / f"{SECOND}.csv.gz").is_file() else ("test",)
+
+
+def title(name: str) -> str:
+    """The name of a set in tables."""
+    return TITLES.get(name, name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Those of the papers first, as there, then others by name; each once."""
+    return sorted(set(names), key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name))

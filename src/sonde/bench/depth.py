@@ -15,7 +15,7 @@ import numpy as np
 
 from sonde.bench import machine
 from sonde.bench.cells import opened, table, write_page
-from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, chosen, read_split, read_test, title
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
 from sonde.learn import learning
@@ -30,20 +30,28 @@ LOSS = 0.002
 
 
 def run(
-    *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
+    *,
+    data: Path,
+    models: Path | None,
+    out: Path,
+    rows: int | None,
+    only: list[str] | None,
+    cache: Any,
+    backbone: str = BACKBONE,
 ) -> list[Path]:
-    """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
-    setting = {"recipe": RECIPE, "backbone": BACKBONE, "loss": LOSS, "limit": rows}
+    """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed).
+
+    `backbone` is a hub id or a folder.
+    """
+    setting = {"recipe": RECIPE, "backbone": backbone, "loss": LOSS, "limit": rows}
     cells = opened(Path(out) / "depth.json", setting)
-    names = chosen(only)
+    names = chosen(data, only)
     with track("depths", len(names), "sets") as advance:
         for name in names:
             if name not in cells:
-                parts = [read_split(data, name, split) for split in SPLITS[name]]
-                texts = [text for part in parts for text in part.texts]
-                test = DataSet(texts, np.concatenate([part.labels for part in parts])).take(rows)
+                test = read_test(data, name).take(rows)
                 train = read_split(data, name, "train").take(rows)
-                cells.put(name, measure(train, test, cache, recipe=RECIPE, backbone=BACKBONE))
+                cells.put(name, measure(train, test, cache, recipe=RECIPE, backbone=backbone))
             advance(1)
     return write_page(cells.path, to_markdown(cells.content))
 
@@ -132,7 +140,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 def _curve(cells: Mapping[str, Any]) -> str:
     depths = next(iter(cells.values()))["depths"]
-    rows = [[TITLES[name], f"{one['train_rows']:,}", *map(_figure, one["test"])] for name, one in cells.items()]
+    rows = [[title(name), f"{one['train_rows']:,}", *map(_figure, one["test"])] for name, one in cells.items()]
     return table(["set", "rows", *depths], rows)
 
 
@@ -147,7 +155,7 @@ def _enough(cells: Mapping[str, Any], loss: float) -> str:
         share = f"{100 * own['mean_depth'] / deepest:.0f}%"
         at_k, cascade = _figure(enough["test"]), _figure(own["accuracy"])
         rows.append([
-            TITLES[name], _figure(cell["test"][-1]), enough["depth"], at_k, cascade, f"{own['mean_depth']:.2f}", share,
+            title(name), _figure(cell["test"][-1]), enough["depth"], at_k, cascade, f"{own['mean_depth']:.2f}", share,
             afterwards,
         ])  # fmt: skip
     return table(heads, rows)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sonde.bench import machine
 from sonde.bench.cells import opened, table, write_page
-from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, chosen, in_order, read_split, read_test, title
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
@@ -51,7 +51,7 @@ def run(
     recipes : sequence of str or None
         Names of recipes; by default `lexical`, `linear` and `auto`. Cells of others stay in the table.
     """
-    names, asked = chosen(only), [find(recipe).name for recipe in recipes or RECIPES]
+    names, asked = chosen(data, only), [find(recipe).name for recipe in recipes or RECIPES]
     setting = {"backbone": BACKBONE, "shots": list(SHOTS), "seeds": list(SEEDS), "test_rows": TEST_ROWS, "limit": rows}
     cells = opened(Path(out) / "few.json", setting)
     splits = {name: (read_split(data, name, "train").take(rows), _test_rows(data, name, rows)) for name in names}
@@ -70,9 +70,7 @@ def run(
 
 def _test_rows(data: Path, name: str, rows: int | None) -> DataSet:
     """A sample of all test splits together."""
-    parts = [read_split(data, name, split) for split in SPLITS[name]]
-    whole = DataSet([text for part in parts for text in part.texts], np.concatenate([part.labels for part in parts]))
-    return whole.take(min(rows or TEST_ROWS, TEST_ROWS))
+    return read_test(data, name).take(min(rows or TEST_ROWS, TEST_ROWS))
 
 
 def draw(train: DataSet, shots: int, seed: int) -> DataSet:
@@ -114,7 +112,7 @@ def _choices(summary: Mapping[str, Any]) -> dict[str, Any]:
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
     setting, cells = content["setting"], content["cells"]
-    names = [name for name in TITLES if any(key.startswith(f"{name}|") for key in cells)]
+    names = in_order(key.partition("|")[0] for key in cells)
     recipes = list(dict.fromkeys(key.split("|")[2] for key in cells))
     missing = sum(f"{n}|{s}|{r}" not in cells for n in names for s in setting["shots"] for r in recipes)
     limit = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
@@ -132,7 +130,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
 
 
 def _table(content: Mapping[str, Any], names: list[str], recipes: list[str]) -> str:
-    heads = ["rows a class", "recipe", *(TITLES[name] for name in names), "mean", "CPU seconds a fit"]
+    heads = ["rows a class", "recipe", *(title(name) for name in names), "mean", "CPU seconds a fit"]
     rows = []
     for shots in content["setting"]["shots"]:
         for recipe in recipes:

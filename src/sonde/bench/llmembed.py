@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonde.bench.cells import Cells, attempted, opened, write_page
-from sonde.bench.datasets import DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, of_papers, read_split
 from sonde.bench.llmembed_page import figure_3, to_markdown
 from sonde.bench.paper import ENCODER_TOKENS, MAX_TOKENS
 from sonde.bench.tables import pack
@@ -119,7 +119,7 @@ def run(
     setting = {**asdict(backbones), "paper": paper, "limit": rows, "seed": SEED}
     cells = opened(Path(out) / "llmembed.json", setting)
     bench = _Bench(Path(data), backbones, paper, rows, cache, prompt, cells)
-    names = chosen(only)
+    names = of_papers(only)
     with track("llmembed", len(names) * len(lines), "cells") as advance:
         for name in names:
             train, test = (read_split(bench.data, name, split).take(rows) for split in STAGES)

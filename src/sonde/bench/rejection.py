@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from sonde.bench.cells import table
-from sonde.bench.datasets import TITLES, DataSet
+from sonde.bench.datasets import DataSet, in_order, title
 from sonde.classifier import TextClassifier
 from sonde.features import ActivationFeatures
 from sonde.learn.calibration import softmax
@@ -107,12 +107,12 @@ def scores(
 
 def to_markdown(cells: Mapping[str, Any]) -> str:
     """The table and how to read it, from finished cells whose keys are `<set>|without <part>`."""
-    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in TITLES}
+    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in in_order(key.partition("|")[0] for key in cells)}
     for key, cell in cells.items():
         name, _, part = key.partition("|")
         if part and cell["auroc"]["both"] is not None:
             by_set[name].append(cell)
-    rows = [[TITLES[name], *_means(found)] for name, found in by_set.items() if found]
+    rows = [[title(name), *_means(found)] for name, found in by_set.items() if found]
     heads = ["set", "parts", "unknown rows", *SCORES]
     return (
         f"The classes are dealt into {QUARTERS} parts; each part is left out of training once. AUROC of telling test "

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sonde.bench import machine
 from sonde.bench.cells import opened, table, write_page
-from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import TITLES, DataSet, of_papers, read_split, read_test
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
@@ -34,13 +32,11 @@ def run(
     """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
     setting = {"recipe": RECIPE, "backbone": BACKBONE, "train_rows": TRAIN_ROWS, "limit": rows}
     cells = opened(Path(out) / "sample.json", setting)
-    names = [name for name in chosen(only) if name in SETS]
+    names = [name for name in of_papers(only) if name in SETS]
     with track("samples", len(names) * len(SIZES), "fits") as advance:
         for name in names:
             train = read_split(data, name, "train").take(min(rows or TRAIN_ROWS, TRAIN_ROWS))  # a seeded sample
-            parts = [read_split(data, name, split) for split in SPLITS[name]]
-            texts = [text for part in parts for text in part.texts]
-            test = DataSet(texts, np.concatenate([part.labels for part in parts])).take(rows)
+            test = read_test(data, name).take(rows)
             for size in SIZES:
                 if f"{name}|{size}" not in cells:
                     cells.put(f"{name}|{size}", _cell(train, test, size, cache))

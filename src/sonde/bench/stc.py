@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sonde.bench import depth
 from sonde.bench.cells import Cells, attempted, opened, write_page
-from sonde.bench.datasets import SPLITS, DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, of_papers, read_split, read_test
 from sonde.bench.llmembed import command_of
 from sonde.bench.stc_page import curves, to_markdown
 from sonde.bench.tables import pack
@@ -71,10 +69,10 @@ def run(
     given = {name: str(one) for name, one in folders.items() if one}
     cells = opened(Path(out) / "stc.json", {"backbone": given["backbone"], "limit": rows, "loss": depth.LOSS})
     bench = _Bench(Path(data), given, rows, cache, cells)
-    names = chosen(only)
+    names = of_papers(only)
     with track("stc", len(names) * len(CHECKPOINTS) * len(lines), "cells") as advance:
         for name in names:
-            train, test = read_split(bench.data, name, "train").take(rows), _test(bench.data, name, rows)
+            train, test = read_split(bench.data, name, "train").take(rows), read_test(bench.data, name).take(rows)
             for checkpoint in CHECKPOINTS:
                 for line in lines:
                     bench.fill(name, checkpoint, line, train, test)
@@ -86,13 +84,6 @@ def run(
             file.write(picture)
         written.append(path)
     return written
-
-
-def _test(data: Path, name: str, rows: int | None) -> DataSet:
-    """All test splits together."""
-    parts = [read_split(data, name, split) for split in SPLITS[name]]
-    labels = np.concatenate([part.labels for part in parts])
-    return DataSet([text for part in parts for text in part.texts], labels).take(rows)
 
 
 def checkpoint_of(checkpoint: str, name: str, given: Mapping[str, str]) -> tuple[str | None, str]:

@@ -19,7 +19,7 @@ from jaxtyping import Bool
 
 from sonde.bench import machine
 from sonde.bench.cells import table, write_json, write_page
-from sonde.bench.datasets import SPLITS, TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import TITLES, DataSet, of_papers, read_split, tests_of
 from sonde.bench.machine import Stopwatch
 from sonde.bench.paper import SETS, TABLE_2
 from sonde.classifier import TextClassifier
@@ -130,10 +130,10 @@ def run(
         )
     lines = columns((folder / LLAMA).is_dir())
     results = _Results(Path(out) / "tables.json", rows)
-    names = chosen(only)
+    names = of_papers(only)
     with track("table", len(names) * len(lines), "cells") as advance:
         for name in names:
-            splits = {split: read_split(data, name, split).take(rows) for split in ("train", *SPLITS[name])}
+            splits = {split: read_split(data, name, split).take(rows) for split in ("train", *tests_of(data, name))}
             for reading in READINGS:
                 if any(reading.place in line.backbones for line in lines):
                     _read_all(results, name, splits, reading, places[reading.place], cache)

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from sonde.bench import machine, rejection
 from sonde.bench.cells import table, write_json, write_page
-from sonde.bench.datasets import TITLES, DataSet, chosen, read_split
+from sonde.bench.datasets import DataSet, chosen, in_order, read_split, title
 from sonde.bench.machine import Stopwatch
 from sonde.classifier import TextClassifier
 from sonde.errors import SondeWarning
@@ -47,7 +47,7 @@ def run(
     *, data: Path, models: Path | None, out: Path, rows: int | None, only: list[str] | None, cache: Any
 ) -> list[Path]:
     """Fill every cell and write the page; arguments as in `bench.tables.run` (`models` is not needed)."""
-    names, path = chosen(only), Path(out) / "trust.json"
+    names, path = chosen(data, only), Path(out) / "trust.json"
     content = _known(path, rows)
     with track("trust", len(names) * (1 + rejection.QUARTERS), "cells") as advance:
         for name in names:
@@ -168,7 +168,7 @@ def _abstention(
 
 def to_markdown(content: Mapping[str, Any]) -> str:
     """The whole page, from the JSON alone."""
-    cells = {name: content["cells"][name] for name in TITLES if name in content["cells"]}
+    cells = {name: content["cells"][name] for name in in_order(key for key in content["cells"] if "|" not in key)}
     limit = content["rows_limit"]
     trial = f"**A trial: at most {limit:,} rows of each split.** " if limit else ""
     parts = [
@@ -195,7 +195,7 @@ def _calibration(cells: Mapping[str, Any]) -> str:
         report = cell["report"]
         kept = "yes" if report["ece"] <= report["ece_95"] + SLACK else "no"
         values = [f"{report[key]:.4f}" for key in ("accuracy", "log_loss", "ece", "ece_95")]
-        rows.append([TITLES[name], f"{cell['train_rows']:,}", f"{report['n']:,}", *values, SHIFTED.get(name, kept)])
+        rows.append([title(name), f"{cell['train_rows']:,}", f"{report['n']:,}", *values, SHIFTED.get(name, kept)])
     heads = [
         "set",
         "training rows",
@@ -218,7 +218,7 @@ def _label_sets(cells: Mapping[str, Any]) -> str:
         for found in cell["conformal"]:
             half, train = found["halvings"], found["train"]
             rows.append([
-                TITLES[name], f"{found['alpha']:g}",
+                title(name), f"{found['alpha']:g}",
                 f"{half['coverage']:.4f} ({half['deviation']:.3f})",
                 "yes" if abs(half["coverage"] - 1 + found["alpha"]) <= SLACK else "no",
                 f"{half['size']:.2f}", f"{half['empty']:.1%}",
@@ -238,7 +238,7 @@ def _label_sets(cells: Mapping[str, Any]) -> str:
 def _risk_coverage(cells: Mapping[str, Any]) -> str:
     wanted = [f"{p['coverage']:.0%}" for p in next(iter(cells.values()))["report"]["risk_coverage"]] if cells else []
     rows = [
-        [TITLES[n], *(f"{p['error']:.4f}" for p in cell["report"]["risk_coverage"]), f"{cell['report']['aurc']:.4f}"]
+        [title(n), *(f"{p['error']:.4f}" for p in cell["report"]["risk_coverage"]), f"{cell['report']['aurc']:.4f}"]
         for n, cell in cells.items()
     ]
     return "Error among the answers, when so many of the texts are answered, the surest first; and its mean over all " \
@@ -247,7 +247,7 @@ def _risk_coverage(cells: Mapping[str, Any]) -> str:
 
 def _target_errors(cells: Mapping[str, Any]) -> str:
     rows = [
-        [TITLES[name], f"{found['target']:g}", f"{found['rows']:,}", _or_dash(found["threshold"], ".4f"),
+        [title(name), f"{found['target']:g}", f"{found['rows']:,}", _or_dash(found["threshold"], ".4f"),
          f"{found['answered']:.1%}", _or_dash(found["error"], ".4f")]
         for name, cell in cells.items() for found in cell["abstention"]
     ]  # fmt: skip

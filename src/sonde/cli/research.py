@@ -98,7 +98,9 @@ def bench(
     prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="The same: or this endpoint.")] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget-tokens", help="What --prompt-url may take.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="`stc`: the pretrained checkpoint.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="`stc`, `depth`: the pretrained checkpoint.")
+    ] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help=CHECKPOINTS_HELP)] = None,
     lora: Annotated[Path | None, typer.Option("--lora", help="`stc`: the same, with low-rank adapters.")] = None,
     cache: Cache = None,

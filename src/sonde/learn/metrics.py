@@ -7,8 +7,9 @@
     expected_calibration_error    gap between confidence and accuracy
     calibrated_error              the gap that chance alone leaves a perfectly calibrated model
     reliability                   confidence beside accuracy, bin by bin
-    mean_average_precision        ranking quality per label, averaged
-    per_class                     precision, recall, F1 and support of each class
+    ranking                       how well scores put the rows of each class before others
+    mean_average_precision, macro_roc_auc    the mean of that over classes
+    per_class                     precision, recall, F1, support and ranking of each class
     difference                    how much better one set of predictions is than another, and how sure that is
     mcnemar, holm                 paired test of two models, and its correction for many data sets
 
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sonde.errors import choose
 
@@ -205,24 +206,60 @@ def calibrated_error(
     return float(np.quantile(np.concatenate(errors), level))
 
 
+def ranking(
+    truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
+) -> list[dict[str, float | None]]:
+    """`average_precision` of each class, None where it does not occur, and `roc_auc`, None also where all rows have it.
+
+    Every class against all others, whatever is decided: what a threshold of one's own can make of the scores.
+    """
+    found: list[dict[str, float | None]] = []
+    for there, score in zip((truth > 0).T, scores.T, strict=True):
+        occurs = bool(there.any())
+        precision = average_precision_score(there, score, sample_weight=weights) if occurs else None
+        area = roc_auc_score(there, score, sample_weight=weights) if occurs and not there.all() else None
+        found.append({"average_precision": _number(precision), "roc_auc": _number(area)})
+    return found
+
+
 def mean_average_precision(
     truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
 ) -> float:
     """Average precision of each label that occurs, averaged over labels; 0 if none occurs."""
-    occurring = np.flatnonzero(truth.any(axis=0))
-    precisions = [average_precision_score(truth[:, k] > 0, scores[:, k], sample_weight=weights) for k in occurring]
-    return float(np.mean(precisions)) if precisions else 0.0
+    precisions = [one["average_precision"] for one in ranking(truth, scores, weights)]
+    told = [one for one in precisions if one is not None]
+    return float(np.mean(told)) if told else 0.0
+
+
+def macro_roc_auc(
+    truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
+) -> float | None:
+    """Area under the ROC curve of each class against all others, averaged over classes; None where none has one."""
+    areas = [one["roc_auc"] for one in ranking(truth, scores, weights)]
+    told = [one for one in areas if one is not None]
+    return float(np.mean(told)) if told else None
+
+
+def _number(given: Any) -> float | None:
+    return None if given is None else float(given)
 
 
 def per_class(
     classes: Shaped[np.ndarray, " class"],
     truth: Shaped[np.ndarray, "row class"],
     predicted: Shaped[np.ndarray, "row class"],
+    scores: Float[np.ndarray, "row class"],
     weights: Weights = None,
 ) -> list[dict[str, Any]]:
-    """One JSON-able dict per class: label, precision, recall, f1 (0 where undefined), support (weight of its rows)."""
+    """One JSON-able dict per class: label, precision, recall, f1 (0 where undefined), support (weight of its rows).
+
+    And what `ranking` says of it.
+    """
     table = []
-    for label, both, said, there in zip(classes.tolist(), *_counts(truth, predicted, weights), strict=True):
+    ranked = ranking(truth, scores, weights)
+    for label, both, said, there, rank in zip(
+        classes.tolist(), *_counts(truth, predicted, weights), ranked, strict=True
+    ):
         table.append(
             {
                 "label": label,
@@ -230,6 +267,7 @@ def per_class(
                 "recall": _ratio(both, there),
                 "f1": _ratio(2 * both, said + there),
                 "support": int(there) if float(there).is_integer() else float(there),
+                **rank,
             }
         )
     return table

@@ -17,7 +17,7 @@ from sonde.scale.attempt import attempt
 from sonde.scale.cluster import actors
 from sonde.scale.parts import PART_ROWS
 from sonde.scale.predicting import free, resolved
-from sonde.scale.work import Predicting
+from sonde.scale.work import Added, Predicting
 from sonde.scale.workers import Workers
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def predict(
     seal = saving.seal(located(where))
     classifier = recall(where, backbones=moved, dtype=dtype, device=device, cache=kept)
     least = None if threshold is None else classifier.answer_threshold(threshold=threshold)
-    work = Predicting(where, moved, dtype, device, kept, least, seal)
+    work = Predicting(where, moved, dtype, device, kept, Added(least), seal)
     return dataset.map_batches(
         Labeller, batch_size=batch_rows, batch_format="pandas", fn_constructor_args=(work, text), **actors(crew, False)
     )

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sonde.errors import DataError, SondeWarning, warn
+from sonde.errors import ArgumentError, DataError, SondeWarning, warn
+from sonde.learn.conformal import conformal_threshold
 from sonde.progress import track
 from sonde.scale.crews import done, open_crew
 from sonde.scale.job import Job, identity
 from sonde.scale.outcome import Failure, Outcome
 from sonde.scale.parts import cut
-from sonde.scale.work import Predicting
+from sonde.scale.work import Added, Predicting
 from sonde.scale.workers import Workers, as_workers
 from sonde.tables import TableWriter, iter_tables, write_table
 from sonde.tables.table import kind_of
@@ -35,6 +36,9 @@ def predict_file(
     text: str = "text",
     threshold: float | None = None,
     target_error: float | None = None,
+    alpha: float | None = None,
+    probabilities: bool = False,
+    separator: str | None = None,
     backbones: Sequence[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -56,6 +60,13 @@ def predict_file(
         The column of texts.
     threshold, target_error : float, optional
         As in `TextClassifier.predict_or_abstain`.
+    alpha : float, optional
+        Adds a column `label_set`: as in `TextClassifier.predict_set`.
+    probabilities : bool
+        Adds a column `probability_LABEL` for every label.
+    separator : str, optional
+        Between labels where a cell has several, as `sonde fit --label-separator` reads them: none of them is the
+        separator alone. Without it .csv and .tsv have lists as JSON.
     backbones, dtype, device, cache
         As in `load`.
     workers : int or Workers
@@ -65,8 +76,8 @@ def predict_file(
     Returns
     -------
     dict
-        `out`, `rows`, `labels` (how many of each); with a threshold `abstained` and `threshold`; where rows failed,
-        `failed_rows` and `failed`, the file that names them.
+        `out`, `rows`, `labels` (in how many rows each stands); with a threshold `abstained` and `threshold`; where rows
+        failed, `failed_rows` and `failed`, the file that names them.
 
     Raises
     ------
@@ -88,9 +99,14 @@ def predict_file(
     least = None
     if threshold is not None or target_error is not None:
         least = classifier.answer_threshold(threshold=threshold, target_error=target_error)
+    if alpha is not None:
+        conformal_threshold(classifier.conformal_scores_, alpha)  # judged before the texts are read
+    if separator is not None:
+        _check_separator(separator, classifier.classes_.tolist())
     moved = None if backbones is None else tuple(backbones)
     where, kept = resolved(model, cache)
-    work = Predicting(where, moved, dtype, device, kept, least, seal)
+    added = Added(least, alpha, probabilities)
+    work = Predicting(where, moved, dtype, device, kept, added, seal)
     read = identity(source) if source.is_file() else {}  # before the first look: what is added later changes it
     parts = cut(source, text)
     about = {
@@ -98,7 +114,7 @@ def predict_file(
         "text": text,
         "model": _digest(classifier),
         "dtype": dtype,
-        "least": repr(least),
+        "added": repr(added),
     }
     with (
         open_crew(work, as_workers(workers)) as crew,
@@ -110,7 +126,7 @@ def predict_file(
                 job.keep(part, outcome)
         if identity(source) != read:
             raise DataError(f"{source} was changed while it was read. Run again, on a file that stays as it is.")
-        return _finish(job, source, out, least, _typical(classifier))
+        return _finish(job, source, out, least, added.typical(classifier), separator)
 
 
 def resolved(model: Path | str, cache: Any) -> tuple[str, Any]:
@@ -127,30 +143,50 @@ def _digest(classifier: "TextClassifier") -> str:
     return digest.hexdigest()
 
 
-def _typical(classifier: "TextClassifier") -> dict[str, list[Any]]:
-    """Cells as the new columns hold them: the first thousands may hold no label at all."""
-    classes, one = classifier.classes_.tolist(), 0.5
-    several = classifier.multilabel_
-    return {"label": [classes] if several else classes, "probability": [[one] * len(classes)] if several else [one]}
+def _check_separator(separator: str, labels: Sequence[Any]) -> None:
+    """A label that holds the separator would be read as two."""
+    if not separator or (inside := next((one for one in labels if separator in str(one)), None)) is not None:
+        why = f"stands in the label {inside!r}" if separator else "is empty"
+        raise ArgumentError(f"The label separator {separator!r} {why}; give other characters, for example ';'.")
 
 
-def _finish(job: Job, source: Path, out: Path, least: float | None, typical: Mapping[str, list[Any]]) -> dict[str, Any]:
+def _finish(
+    job: Job, source: Path, out: Path, least: float | None, typical: Mapping[str, list[Any]], separator: str | None
+) -> dict[str, Any]:
     """Write the output from the input and the parts, and say what is in it."""
     labels: Counter[Any] = Counter()
     failed: list[Failure] = []
-    gathered = _Cells(_told(job.outcomes(), failed))
+    rows = unlabelled = 0
+    gathered = _Cells(_told(job.outcomes(), failed), list(typical))
+
+    def shown(cells: list[Any]) -> list[Any]:
+        return cells if separator is None else [_joined(cell, separator) for cell in cells]
+
     with TableWriter(out, like=source) as writer:
         for table in iter_tables(source):
             names = {name: free(name, table.names) for name in typical}
-            writer.typical = {names[name]: cells for name, cells in typical.items()}
+            writer.typical = {names[name]: shown(cells) for name, cells in typical.items()}
             added = gathered.take(table.rows)
-            labels.update(None if one is None else str(one) for one in added["label"])
-            writer.write({**table.columns, **{names[name]: cells for name, cells in added.items()}})
-    rows, unlabelled = sum(labels.values()), labels.pop(None, 0)
+            rows += table.rows
+            unlabelled += sum(one is None for one in added["label"])
+            labels.update(str(one) for cell in added["label"] for one in _listed(cell))
+            writer.write({**table.columns, **{names[name]: shown(cells) for name, cells in added.items()}})
     result: dict[str, Any] = {"out": str(out), "rows": rows, **report(failed, out)}
     if least is not None:  # a threshold that nothing reaches is none
         result |= {"abstained": unlabelled - len(failed), "threshold": least if least <= 1 else None}
     return {**result, "labels": dict(labels.most_common())}
+
+
+def _listed(cell: Any) -> list[Any]:
+    """The labels of a cell: of a list, none, or one."""
+    return cell if isinstance(cell, list) else [] if cell is None else [cell]
+
+
+def _joined(cell: Any, separator: str) -> Any:
+    """A list of labels as one text; numbers, such as the probabilities of a multi-label model, stay a list."""
+    if not isinstance(cell, list) or any(isinstance(one, float) for one in cell):
+        return cell
+    return separator.join(map(str, cell)) or separator
 
 
 def report(failed: Sequence[Failure], out: Path) -> dict[str, Any]:
@@ -187,9 +223,9 @@ def repeat(outcome: Outcome) -> None:
 class _Cells:
     """The new columns, in stretches of another length than the parts."""
 
-    def __init__(self, outcomes: Iterator[Outcome]) -> None:
+    def __init__(self, outcomes: Iterator[Outcome], names: Sequence[str]) -> None:
         self.outcomes = outcomes
-        self.held: dict[str, list[Any]] = {"label": [], "probability": []}
+        self.held: dict[str, list[Any]] = {name: [] for name in names}
 
     def take(self, rows: int) -> dict[str, list[Any]]:
         """The next rows."""

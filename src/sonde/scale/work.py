@@ -1,6 +1,7 @@
 """Work: what a worker does, as data that travels to it; the worker opens its own model.
 
 Predicting   texts -> labels and probabilities, by a saved model
+Added        which columns a prediction adds
 Extracting   texts -> a store
 Work         either of them
 
@@ -20,6 +21,58 @@ if TYPE_CHECKING:
     from sonde.read.blocks import Block, Source
 
 
+DIGITS = 6
+"""Of a probability in a file."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """The columns that a prediction adds beside `label` and `probability`."""
+
+    least: float | None = None
+    """Where answers begin; None = every text is answered."""
+    alpha: float | None = None
+    """Label sets of this error, in `label_set`; None = none."""
+    probabilities: bool = False
+    """One column a label, `probability_LABEL`."""
+
+    def of(self, classifier: "TextClassifier", texts: list[str]) -> dict[str, list[Any]]:
+        """Name -> a cell a text; None for a label less probable than `least`."""
+        probabilities = classifier.predict_proba(texts)
+        decided = classifier.decide(probabilities)
+        if classifier.multilabel_:
+            labels = [classifier.classes_[row].tolist() for row in decided]
+            found = {"label": labels, "probability": probabilities.astype(float).round(DIGITS).tolist()}
+        else:
+            named, sure = classifier.name_labels(decided), probabilities.max(axis=1)
+            if self.least is not None:
+                from sonde.learn.abstention import withhold
+
+                named = withhold(named, sure, self.least)
+            found = {"label": named.tolist(), "probability": sure.astype(float).round(DIGITS).tolist()}
+        if self.alpha is not None:
+            found["label_set"] = classifier.sets_of(probabilities, self.alpha)
+        if self.probabilities:
+            columns = probabilities.T.astype(float).round(DIGITS).tolist()
+            found |= dict(zip(self._named(classifier), columns, strict=True))
+        return found
+
+    def typical(self, classifier: "TextClassifier") -> dict[str, list[Any]]:
+        """Cells as these columns hold them: the first thousands may hold nothing at all."""
+        classes, one, several = classifier.classes_.tolist(), 0.5, classifier.multilabel_
+        found = {
+            "label": [classes] if several else classes,
+            "probability": [[one] * len(classes)] if several else [one],
+        }
+        if self.alpha is not None:
+            found["label_set"] = [classes]
+        return found | ({name: [one] for name in self._named(classifier)} if self.probabilities else {})
+
+    @staticmethod
+    def _named(classifier: "TextClassifier") -> list[str]:
+        return [f"probability_{label}" for label in classifier.classes_.tolist()]
+
+
 @dataclass(frozen=True)
 class Predicting:
     """Labels and probabilities, by a saved model."""
@@ -34,8 +87,8 @@ class Predicting:
     """As in `load`."""
     cache: Any = "auto"
     """As in `load`."""
-    least: float | None = None
-    """Where answers begin; None = every text is answered."""
+    added: Added = Added()
+    """What is said of each text."""
     seal: str | None = None
     """`saving.seal` of the model that is meant; None = whatever lies there."""
 
@@ -57,7 +110,7 @@ class Predicting:
                 f"{self.model} is another model than when this run began. Run the same command again: it begins anew, "
                 "with that one."
             )
-        return lambda texts: (predicted(classifier, texts, self.least), {})
+        return lambda texts: (self.added.of(classifier, texts), {})
 
 
 @dataclass(frozen=True)
@@ -116,18 +169,3 @@ class Extracting:
 
 
 Work = Predicting | Extracting
-
-
-def predicted(classifier: "TextClassifier", texts: list[str], least: float | None) -> dict[str, list[Any]]:
-    """The columns that predict adds: `label` and `probability`; None for a label less probable than `least`."""
-    probabilities = classifier.predict_proba(texts)
-    decided = classifier.decide(probabilities)
-    if classifier.multilabel_:
-        labels = [classifier.classes_[row].tolist() for row in decided]
-        return {"label": labels, "probability": probabilities.astype(float).round(6).tolist()}
-    named, sure = classifier.name_labels(decided), probabilities.max(axis=1)
-    if least is not None:
-        from sonde.learn.abstention import withhold
-
-        named = withhold(named, sure, least)
-    return {"label": named.tolist(), "probability": sure.astype(float).round(6).tolist()}
