@@ -34,6 +34,7 @@ from sonde.read.checkpoint import (
 )
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
+from sonde.read.lanes import Copies
 from sonde.read.linear import quicken
 from sonde.read.location import find_checkpoint
 from sonde.read.packing import Packed
@@ -131,8 +132,8 @@ class Backbone:
         probe = _probe(self.tokenizer, device)
         quicken(model)
         keeps_apart = quicken_attention(model, probe)
-        self._lock = threading.RLock()
         self._forward = Forward(model, probe, name, keeps_apart)
+        self._passes = Copies(self._forward, self._forward.tensors)
         self._descent = Descent(self._forward, name)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.causal = self._forward.causal
@@ -223,7 +224,11 @@ class Backbone:
             If the backbone has no such site, or the pooling is unknown or senseless there.
         """
         ids, mask, real = self._on_device(input_ids, attention_mask, content)
-        return self._read(wanted, lambda sources: self._forward.run(ids, mask, real, sources))
+        return self._read(wanted, lambda forward, sources: forward.run(ids, mask, real, sources))
+
+    def lanes(self) -> int:
+        """How many batches may be read at the same time, each on one thread: as many as torch has threads on a CPU."""
+        return self._passes.grow(torch.get_num_threads()) if self.device.type == "cpu" else 1
 
     def packs(self, wanted: Sequence[Wanted]) -> bool:
         """Whether `read_packed` reads these: on a CPU in bfloat16, not poolers, and not every model."""
@@ -238,18 +243,18 @@ class Backbone:
             As `read` does.
         """
         assert self.packs(wanted)
-        return self._read(wanted, lambda sources: self._forward.run_packed(packed, sources))
+        return self._read(wanted, lambda forward, sources: forward.run_packed(packed, sources))
 
     def _read(
-        self, wanted: Sequence[Wanted], run: Callable[[set[Wanted]], Mapping[Wanted, Tensor]]
+        self, wanted: Sequence[Wanted], run: Callable[[Forward, set[Wanted]], Mapping[Wanted, Tensor]]
     ) -> dict[Wanted, Tensor]:
         for site, pooling in wanted:
             self.check(site, pooling)
         if not wanted:
             return {}
         sources = {want: self._source(want) for want in wanted}
-        with self._lock, torch.inference_mode():
-            taken = run(set(sources.values()))
+        with self._passes.one() as forward, torch.inference_mode():
+            taken = run(forward, set(sources.values()))
             return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
 
     def read_in_stages(
@@ -292,7 +297,7 @@ class Backbone:
             wanted = dict.fromkeys(want for before in stages[: stage + 1] for want in before)
             return goes_on(stage, rows, {want: self._finish(want[0], taken[self._source(want)]) for want in wanted})
 
-        with self._lock, torch.inference_mode():
+        with self._passes.alone(), torch.inference_mode():
             return self._descent.run(ids, mask, real, sources, answer)
 
     def read_tokens(
@@ -321,8 +326,8 @@ class Backbone:
         for site in sites:
             self._check_site(site)
         wanted = {(site, None if site.layer is None else EVERY) for site in sites}
-        with self._lock, torch.inference_mode():
-            taken = self._forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
+        with self._passes.one() as forward, torch.inference_mode():
+            taken = forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
             return {site: (v if v.ndim == 3 else v[:, None]).cpu() for (site, _), v in taken.items()}
 
     def traceable(self, wanted: Sequence[Wanted]) -> Traceable:

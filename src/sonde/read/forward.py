@@ -5,7 +5,7 @@ last_hidden  the final hidden state in a model's output
 LEAK         how much other kernels may change, by floating type
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from inspect import signature
 from typing import Any
 
@@ -69,6 +69,11 @@ class Forward:
             self.bears_pads = self._pads_change(probe, last) < LEAK.get(last.dtype, 1e-2)
             self._first_position = self._find_first_position(last) if keeps_apart and not self.has_decoder else None
         self.packs = self._first_position is not None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What copies may share: the parameters and buffers of the model."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
 
     def run(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
