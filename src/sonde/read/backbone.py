@@ -115,6 +115,8 @@ class Backbone:
         The most tokens that a text may have, special tokens included; None if the model sets no bound.
     layers : dict of stack to int
         Blocks of each stack: "main", and "decoder" in encoder-decoder models.
+    multiplications : int
+        Of all blocks, a token: their weights, each as often as it is used.
     causal : bool
         Whether the main stack reads from left to right only. Decoders of encoder-decoder models always do.
     fingerprint : str
@@ -136,6 +138,7 @@ class Backbone:
         self._passes = Copies(self._forward, self._forward.tensors)
         self._descent = Descent(self._forward, name)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
+        self.multiplications = sum(stack.multiplications for stack in self._forward.stacks.values())
         self.causal = self._forward.causal
         self.max_positions = max_positions(model)
         self._has_pooler = self._forward.pooler_width is not None and not any(POOLER in key for key in missing)

@@ -25,7 +25,7 @@ LANE_BUDGET = 1024
 4,096 tokens, no two of one size, leave free memory in pieces, of which 2 million rows of SST-2 came to hold 2 GB."""
 
 LANE_TOKENS = 256
-"""Fewer tokens than so many a lane are not divided."""
+"""Fewer tokens than so many a lane are not divided: all threads share a pass."""
 
 ENOUGH_TOKENS = 0.5
 """A batch that fills this share of the budget is closed when the next text is longer, so that most batches hold texts

@@ -20,9 +20,9 @@ from torch import Tensor
 from sonde.errors import ReadingError, StoreError
 from sonde.heap import HEAP
 from sonde.read.backbone import Backbone, Wanted
-from sonde.read.batching import TOKEN_BUDGET, collate, plan, share
+from sonde.read.batching import LANE_TOKENS, TOKEN_BUDGET, collate, plan, share
 from sonde.read.blocks import Block, Source
-from sonde.read.lanes import LANES
+from sonde.read.lanes import LANES, LITTLE
 from sonde.read.memory import Halving
 from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.shards import is_finite
@@ -41,10 +41,6 @@ SHORT_SHARD_BYTES = 4
 
 ATTEMPTS = 2
 """So often rows are looked for in the store; if it loses them each time, it is passed by."""
-
-FEW_TOKENS = 1024
-"""Packed rows of at most so many tokens take one thread: two read 16 texts of AG News in half as much time again, and
-nearly three times the processor's. Longer ones take all threads: lanes of packed rows are not measured yet."""
 
 COUNT_BYTES = 8
 """Two numbers of 32 bits."""
@@ -282,9 +278,9 @@ def read_pieces(
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     packs, halving = backbone.packs(wanted), halving or Halving(backbone.name)
     budget = token_budget or (BUDGET if packs else TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
-    lanes = backbone.lanes()
-    if packs and sum(lengths) > FEW_TOKENS:
-        lanes = 1
+    lanes, tokens = backbone.lanes(), sum(lengths)
+    if tokens * backbone.multiplications * lanes > LITTLE and (packs or tokens < lanes * LANE_TOKENS):
+        lanes = 1  # all threads share each pass; lanes of packed rows are not measured yet
     elif not packs:
         budget = share(lengths, budget, lanes)
     batches = pack(lengths, budget) if packs else plan(lengths, budget)

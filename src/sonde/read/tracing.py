@@ -118,6 +118,11 @@ class Stack:
         """How many blocks it has."""
         return len(self.blocks)
 
+    @property
+    def multiplications(self) -> int:
+        """Of all blocks, a token, without those of attention's scores."""
+        return sum(weight.numel() for block in self.blocks for weight in block.module.parameters())
+
 
 def find_stack(
     calls: Sequence[Call],
