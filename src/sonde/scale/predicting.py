@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonde.errors import ArgumentError, DataError, SondeWarning, warn
-from sonde.learn.conformal import conformal_threshold
 from sonde.progress import track
 from sonde.scale.crews import done, open_crew
 from sonde.scale.job import Job, identity
@@ -100,6 +99,8 @@ def predict_file(
     if threshold is not None or target_error is not None:
         least = classifier.answer_threshold(threshold=threshold, target_error=target_error)
     if alpha is not None:
+        from sonde.learn.conformal import conformal_threshold
+
         conformal_threshold(classifier.conformal_scores_, alpha)  # judged before the texts are read
     if separator is not None:
         _check_separator(separator, classifier.classes_.tolist())
