@@ -106,8 +106,7 @@ def test_auto_is_compared_with_every_recipe_that_was_run() -> None:
 @pytest.mark.slow
 def test_depth_and_sample_are_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(data, train=120)
-    for bench in (depth, sample):
-        monkeypatch.setattr(bench, "BACKBONE", str(tiny.build("bert")))
+    monkeypatch.setattr(sample, "BACKBONE", str(tiny.build("bert")))
     settings: dict[str, Any] = {
         "data": data,
         "models": None,
@@ -116,7 +115,7 @@ def test_depth_and_sample_are_measured(data: Path, tmp_path: Path, monkeypatch: 
         "cache": None,
         "out": tmp_path,
     }
-    figures, page = (path.read_text() for path in depth.run(**settings))
+    figures, page = (path.read_text() for path in depth.run(**settings, backbone=str(tiny.build("bert"))))
     cell = json.loads(figures)["cells"]["r8"]
     assert cell["depths"] == sorted(cell["depths"]) and len(cell["test"]) == len(cell["depths"])
     assert cell["enough"]["test"] == cell["test"][cell["depths"].index(cell["enough"]["depth"])]
@@ -162,10 +161,20 @@ def test_benches_exist_and_data_sets_are_named(tmp_path: Path) -> None:
         "llmembed",
         "stc",
     }
-    with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set \(sst2, imdb"):
+    with pytest.raises(DataError, match=r"does not exist. --data must hold one folder a data set, such as sst2"):
         datasets.read_split(tmp_path, "r8", "train")
-    with pytest.raises(DataError, match="'mr' is unknown; known are: sst2, imdb"):
-        datasets.chosen(["mr"])
+    with pytest.raises(DataError, match="holds no data set; it must hold a folder a set"):
+        datasets.chosen(tmp_path, None)
+    for name in ("mine", "imdb", "also"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv.gz").touch()
+    assert datasets.chosen(tmp_path, None) == ["imdb", "also", "mine"], "those of the papers first"
+    assert datasets.chosen(tmp_path, ["mine"]) == ["mine"]
+    with pytest.raises(DataError, match=r"'mr' is not in .*; there are: imdb, also, mine"):
+        datasets.chosen(tmp_path, ["mr"])
+    assert datasets.of_papers(["r8"]) == ["r8"]
+    with pytest.raises(DataError, match="The papers have no data set 'mine'"):
+        datasets.of_papers(["mine"])
 
 
 @pytest.mark.parametrize(
