@@ -7,7 +7,11 @@ from typing import Any, get_args
 
 import pytest
 from beartype import beartype
+from hypothesis import settings
 from jaxtyping import AbstractArray, install_import_hook
+
+settings.register_profile("sonde", deadline=None)  # a slow machine is no defect
+settings.load_profile("sonde")
 
 
 def check_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
