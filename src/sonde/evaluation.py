@@ -150,9 +150,10 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
     else:
         report["micro_f1"] = metrics.micro_f1(truth, decided, strange=strange)
         report["subset_accuracy"] = report["accuracy"]
-    report["mean_average_precision"] = metrics.mean_average_precision(truth, probabilities)
-    report["roc_auc"] = metrics.macro_roc_auc(truth, probabilities)
-    report["per_class"] = metrics.per_class(classifier.classes_, truth, decided, probabilities)
+    table = metrics.per_class(classifier.classes_, truth, decided, probabilities)
+    report["mean_average_precision"] = metrics.mean_of(table, "average_precision") or 0.0
+    report["roc_auc"] = metrics.mean_of(table, "roc_auc")
+    report["per_class"] = table
     return report
 
 

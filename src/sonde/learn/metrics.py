@@ -8,7 +8,7 @@
     calibrated_error              the gap that chance alone leaves a perfectly calibrated model
     reliability                   confidence beside accuracy, bin by bin
     ranking                       how well scores put the rows of each class before others
-    mean_average_precision, macro_roc_auc    the mean of that over classes
+    mean_average_precision, macro_roc_auc    the mean of that over classes; `mean_of`, where it is worked out already
     per_class                     precision, recall, F1, support and ranking of each class
     difference                    how much better one set of predictions is than another, and how sure that is
     mcnemar, holm                 paired test of two models, and its correction for many data sets
@@ -19,7 +19,7 @@ predicted there is wrong.
 `weights` are sample weights, one per row; None counts every row once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -226,17 +226,19 @@ def mean_average_precision(
     truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
 ) -> float:
     """Average precision of each label that occurs, averaged over labels; 0 if none occurs."""
-    precisions = [one["average_precision"] for one in ranking(truth, scores, weights)]
-    told = [one for one in precisions if one is not None]
-    return float(np.mean(told)) if told else 0.0
+    return mean_of(ranking(truth, scores, weights), "average_precision") or 0.0
 
 
 def macro_roc_auc(
     truth: Shaped[np.ndarray, "row class"], scores: Float[np.ndarray, "row class"], weights: Weights = None
 ) -> float | None:
     """Area under the ROC curve of each class against all others, averaged over classes; None where none has one."""
-    areas = [one["roc_auc"] for one in ranking(truth, scores, weights)]
-    told = [one for one in areas if one is not None]
+    return mean_of(ranking(truth, scores, weights), "roc_auc")
+
+
+def mean_of(classes: Sequence[Mapping[str, Any]], figure: str) -> float | None:
+    """The mean of a figure of `ranking` or `per_class` over the classes that have it; None where none has."""
+    told = [one[figure] for one in classes if one[figure] is not None]
     return float(np.mean(told)) if told else None
 
 

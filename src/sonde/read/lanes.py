@@ -38,7 +38,7 @@ all-MiniLM-L6-v2 on two cores. The more threads there are, the more a call gains
 AHEAD = 3
 """Batches a lane that are begun before the first of them is taken: enough that a long one keeps no other lane idle."""
 
-_REFUSALS = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (AttributeError, RuntimeError, TypeError, ValueError)
 """What models raise that cannot be copied: copy and pickle name no error of their own."""
 
 
