@@ -111,8 +111,8 @@ def measure(texts: list[str], source: Source, kind: str, rounds: int) -> dict[st
     def reading() -> object:
         return read(texts, {0: source}, blocks)
 
-    model = source.backbone._forward.model
-    products = Products(shapes_of(reading, model), source.backbone.dtype)
+    with source.backbone._lanes.first() as forward:  # where it is read meanwhile, in this thread
+        products = Products(shapes_of(reading, forward.model), source.backbone.dtype)
     attention = attention_flop(texts, source)
     whole = products.flop + attention
     times = interleaved({"products": lambda: timed(products.run), "reading": lambda: timed(reading)}, rounds)

@@ -49,6 +49,7 @@ from ratios import (
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from worker import Unavailable, Worker, working
 
 from sonde.bench import machine
@@ -58,10 +59,12 @@ from sonde.errors import DataError
 from sonde.learn.metrics import mcnemar
 from sonde.plan import BUNDLE
 from sonde.read.backbone import load_backbone
-from sonde.read.batching import TOKEN_BUDGET, collate, plan
+from sonde.read.batching import collate
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
-from sonde.read.packing import BUDGET, WIDER, apart, lay, pack
+from sonde.read.forward import Forward
+from sonde.read.packing import BUDGET, WIDER, apart, lay
+from sonde.read.reader import divide
 from sonde.read.sites import MAIN
 from sonde.read.sources import expand_blocks, open_sources
 from sonde.read.truncation import without_pooler
@@ -226,21 +229,25 @@ def blocks_of(place: Source, name: str) -> list[Block]:
 def untapped(texts: list[str], place: Source) -> None:
     """Tokenise, batch and run the model as reading does, pooling nothing."""
     backbone = place.backbone
-    unique = list(dict.fromkeys(texts))
-    pieces = tokenise(unique, backbone.tokenizer, place.view)
-    forward = backbone._forward
-    model = forward.main_part(without_pooler(forward.model))
-    lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
-    with torch.inference_mode():
-        if not forward.packs:  # in float32
-            for batch in plan(lengths, TOKEN_BUDGET["cpu"]):
+    pieces = tokenise(list(dict.fromkeys(texts)), backbone.tokenizer, place.view)
+    lengths, filler, packs = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer), backbone._forward.packs
+    models: dict[Forward, nn.Module] = {}
+
+    def run(batch: np.ndarray) -> None:
+        with backbone._lanes.one() as forward, torch.inference_mode():
+            if forward not in models:
+                models[forward] = forward.main_part(without_pooler(forward.model))
+            if packs:
+                packed = lay(pieces, batch, filler, backbone.causal, BUDGET + WIDER)
+                with apart(packed.spans):
+                    forward.call(models[forward], packed.ids, None, MAIN, **forward.placed(packed))
+            else:
                 inputs = collate(pieces, batch, filler, backbone.causal)
-                forward.call(model, inputs.ids, inputs.mask, MAIN)
-            return
-        for batch in pack(lengths, BUDGET):
-            packed = lay(pieces, batch, filler, backbone.causal, BUDGET + WIDER)
-            with apart(packed.spans):
-                forward.call(model, packed.ids, None, MAIN, **forward.placed(packed))
+                forward.call(models[forward], inputs.ids, inputs.mask, MAIN)
+
+    lanes, batches = divide(lengths, backbone, packs)
+    for _ in backbone.each(run, batches, lanes):
+        pass
 
 
 def equality(texts: list[str], made: Mapping[str, Callable[[list[str]], Any]]) -> dict[str, float]:

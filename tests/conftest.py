@@ -10,6 +10,9 @@ from beartype import beartype
 from hypothesis import settings
 from jaxtyping import AbstractArray, install_import_hook
 
+# as in `make test`: two tests at a time share two cores. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("sonde", deadline=None)  # a slow machine is no defect
 settings.load_profile("sonde")
 

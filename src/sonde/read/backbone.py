@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,7 @@ from sonde.read.checkpoint import (
 )
 from sonde.read.descent import Descent, GoesOn
 from sonde.read.forward import Forward
-from sonde.read.lanes import Copies
+from sonde.read.lanes import Lanes
 from sonde.read.linear import quicken
 from sonde.read.location import find_checkpoint
 from sonde.read.packing import Packed
@@ -43,6 +43,9 @@ from sonde.read.sites import DECODER, KINDS, MAIN, Site, expand
 from sonde.read.traceable import Traceable
 from sonde.read.tracing import refuse_experts
 from sonde.read.truncation import POOLER
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 Wanted = tuple[Site, str | None]
 """A site and a pooling; the pooling of `pooler` and `sentence` is None."""
@@ -53,6 +56,8 @@ _POSITIONS = (
     *("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"),
     "max_encoder_position_embeddings",
 )
+OWN_CODE = "transformers_modules"
+"""The package into which transformers puts the code of a checkpoint."""
 _TABLE: dict[tuple[Path, torch.dtype, torch.device, bool], tuple[object, "Backbone"]] = {}
 """With the stamp of the folder: one that is written anew is loaded anew."""
 _TABLE_LOCK = threading.RLock()
@@ -135,7 +140,7 @@ class Backbone:
         quicken(model)
         keeps_apart = quicken_attention(model, probe)
         self._forward = Forward(model, probe, name, keeps_apart)
-        self._passes = Copies(self._forward, self._forward.tensors)
+        self._lanes = Lanes(self._forward, self._forward.tensors)
         self._descent = Descent(self._forward, name)
         self.layers = {part: stack.layers for part, stack in self._forward.stacks.items()}
         self.multiplications = sum(stack.multiplications for stack in self._forward.stacks.values())
@@ -229,9 +234,23 @@ class Backbone:
         ids, mask, real = self._on_device(input_ids, attention_mask, content)
         return self._read(wanted, lambda forward, sources: forward.run(ids, mask, real, sources))
 
-    def lanes(self) -> int:
-        """How many batches may be read at the same time, each on one thread: as many as torch has threads on a CPU."""
-        return self._passes.grow(torch.get_num_threads()) if self.device.type == "cpu" else 1
+    def most_lanes(self) -> int:
+        """In how many lanes batches may be read: on a CPU as many as torch has threads, else 0.
+
+        Nor are there any for a model that cannot be copied, or brings its own code: nobody knows whether a copy of it
+        does the same.
+        """
+        has_own_code = type(self._forward.model).__module__.startswith(OWN_CODE)
+        if self.device.type != "cpu" or has_own_code or not self._lanes.can_grow:
+            return 0
+        return torch.get_num_threads()
+
+    def each(self, work: Callable[[T], U], items: Sequence[T], lanes: int) -> Iterator[U]:
+        """`work`, which reads, of each item in their order, in so many lanes: each on one thread of its own.
+
+        With fewer than two, and where the model cannot be copied, in this thread and on all threads that torch has.
+        """
+        return self._lanes.each(work, items, lanes)
 
     def packs(self, wanted: Sequence[Wanted]) -> bool:
         """Whether `read_packed` reads these: on a CPU in bfloat16, not poolers, and not every model."""
@@ -256,7 +275,7 @@ class Backbone:
         if not wanted:
             return {}
         sources = {want: self._source(want) for want in wanted}
-        with self._passes.one() as forward, torch.inference_mode():
+        with self._lanes.one() as forward, torch.inference_mode():
             taken = run(forward, set(sources.values()))
             return {want: self._finish(want[0], taken[source]).cpu() for want, source in sources.items()}
 
@@ -300,7 +319,7 @@ class Backbone:
             wanted = dict.fromkeys(want for before in stages[: stage + 1] for want in before)
             return goes_on(stage, rows, {want: self._finish(want[0], taken[self._source(want)]) for want in wanted})
 
-        with self._passes.alone(), torch.inference_mode():
+        with self._lanes.first(), torch.inference_mode():
             return self._descent.run(ids, mask, real, sources, answer)
 
     def read_tokens(
@@ -329,7 +348,7 @@ class Backbone:
         for site in sites:
             self._check_site(site)
         wanted = {(site, None if site.layer is None else EVERY) for site in sites}
-        with self._passes.one() as forward, torch.inference_mode():
+        with self._lanes.one() as forward, torch.inference_mode():
             taken = forward.run(input_ids.to(self.device), None, None, wanted) if wanted else {}
             return {site: (v if v.ndim == 3 else v[:, None]).cpu() for (site, _), v in taken.items()}
 

@@ -22,7 +22,8 @@ activation (65536 x 11008 in bfloat16) stays at 1.4 GB."""
 
 LANE_BUDGET = 1024
 """Padded tokens in one batch of a lane: in float32 as fast as 4,096 within the noise, and memory stays flat. Batches of
-4,096 tokens, no two of one size, leave free memory in pieces, of which 2 million rows of SST-2 came to hold 2 GB."""
+4,096 tokens, no two of one size, leave free memory in pieces, of which 2 million rows of SST-2 came to hold 2 GB. A
+text of more tokens takes all threads: side by side, such texts would need as many times the memory."""
 
 LANE_TOKENS = 256
 """Fewer tokens than so many a lane are not divided: all threads share a pass."""
@@ -69,10 +70,8 @@ def plan(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
 
 def share(lengths: Sequence[int], token_budget: int, lanes: int) -> int:
     """The token budget of a lane: few pieces make a batch for each, if there is enough for all; at most as given."""
-    if lanes == 1:
-        return token_budget
     each = -(-sum(lengths) // lanes)
-    return min(token_budget, LANE_BUDGET, each + max(lengths) // 2 if each >= LANE_TOKENS else LANE_BUDGET)
+    return min(token_budget, each + max(lengths) // 2) if each >= LANE_TOKENS else token_budget
 
 
 def _closes(size: int, longest: int, used: int, length: int, token_budget: int) -> bool:

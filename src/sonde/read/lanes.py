@@ -1,8 +1,7 @@
 """Lanes: on a CPU several batches go through a model side by side, each on one thread.
 
-Lanes    runs a function over batches, in lanes
-LANES    there is one a process
-Copies   copies of what runs a model, which share its weights: one for each lane
+Lanes    what runs a model, and copies of it, each on a thread of its own
+LITTLE   how much work is little
 
 Threads that share a pass wait for one another at the end of each of its operations, and all but one of them while
 Python goes from one operation to the next; where another program, or another guest of the same machine, has taken a
@@ -12,22 +11,27 @@ of AG News takes 33 ms on one thread and 51 on two, at 32 and 73 ms of processor
 `torch.set_num_threads(1)` switches lanes off; a model that cannot be copied runs one batch at a time, on all threads.
 """
 
+import atexit
 import copy
 import logging
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
 U = TypeVar("U")
+V = TypeVar("V")
+Task = tuple[Future[Any], Callable[[Any], Any], Any]
 
 logger = logging.getLogger(__name__)
 
@@ -38,138 +42,161 @@ all-MiniLM-L6-v2 on two cores. The more threads there are, the more a call gains
 AHEAD = 3
 """Batches a lane that are begun before the first of them is taken: enough that a long one keeps no other lane idle."""
 
-_REFUSALS = (AttributeError, RuntimeError, TypeError, ValueError)
-"""What models raise that cannot be copied: copy and pickle name no error of their own."""
+END_SECONDS = 5.0
+"""At the end of the process lanes may finish their batches for so long; a large model takes longer, and is left."""
 
 
-class Lanes:
-    """Threads that each run a batch."""
+class Lanes(Generic[T]):
+    """An object that runs a model, and its lanes: copies that share its weights, each on a thread of its own.
 
-    def __init__(self) -> None:
-        self._pools: dict[int, ThreadPoolExecutor] = {}
-        self._lock = threading.Lock()
+    Parameters
+    ----------
+    first : object
+        Used by the threads that call, one at a time.
+    shared : function
+        Its tensors that the copies share: parameters and buffers.
 
-    def each(self, work: Callable[[T], U], items: Sequence[T], lanes: int) -> Iterator[U]:
-        """`work` of each item, in their order; as `map` if there is one lane.
+    Attributes
+    ----------
+    can_grow : bool
+        Whether more lanes can be made; false once a copy was refused.
+    """
 
-        At most `AHEAD` items a lane are worked on or wait to be taken; what waits is dropped after an error.
+    def __init__(self, first: T, shared: Callable[[], Iterator[Tensor]]) -> None:
+        self._first, self._shared = first, shared
+        self.can_grow = True
+        self._begin()
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        """Without lanes: as made, and in a process that was forked, where the threads are missing."""
+        self._threads: list[threading.Thread] = []
+        self._work: SimpleQueue[Task | None] = SimpleQueue()
+        self._lane = threading.local()
+        self._alone = threading.RLock()  # the first
+        self._owner: int | None = None  # the thread that has it
+        self._growing = threading.Lock()
+        weakref.finalize(self, _end, self._work, self._threads).atexit = False
+
+    @contextmanager
+    def first(self) -> Iterator[T]:
+        """The first, as soon as it is free; what is called meanwhile in the same thread may use it, too."""
+        with self._alone:
+            before, self._owner = self._owner, threading.get_ident()
+            try:
+                yield self._first
+            finally:
+                self._owner = before
+
+    @contextmanager
+    def one(self) -> Iterator[T]:
+        """The copy of this lane; in any other thread the first."""
+        own: T | None = getattr(self._lane, "own", None)
+        if own is not None:
+            yield own
+            return
+        with self.first() as first:
+            yield first
+
+    def each(self, work: Callable[[U], V], items: Sequence[U], lanes: int) -> Iterator[V]:
+        """`work` of each item, in their order, in so many lanes; with none of them, in this thread.
+
+        There are none if torch has one thread, the object cannot be copied, or this thread uses the first just now. At
+        most `AHEAD` items a lane are worked on or wait to be taken; after an error what waits is dropped.
         """
-        if lanes < 2:
+        lanes = self._grow(min(lanes, len(items))) if torch.get_num_threads() > 1 else 0
+        if not lanes:
             yield from map(work, items)
             return
-        pool = self._pool(lanes)
-        ahead: deque[Future[U]] = deque()
+        ahead: deque[Future[V]] = deque()
         try:
             for item in items:
                 if len(ahead) == AHEAD * lanes:
                     yield ahead.popleft().result()
-                ahead.append(pool.submit(work, item))
+                ahead.append(Future())
+                self._work.put((ahead[-1], work, item))
             while ahead:
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
 
-    def forget(self) -> None:
-        """Begin anew: in a process that was forked the threads are missing."""
-        self.__init__()  # type: ignore[misc]
-
-    def _pool(self, lanes: int) -> ThreadPoolExecutor:
-        with self._lock:
-            if lanes not in self._pools:
-                self._pools[lanes] = _single_threaded(lanes)
-            return self._pools[lanes]
-
-
-LANES = Lanes()
-"""There is one a process: callers at the same time share its threads."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=LANES.forget)
+    def _grow(self, count: int) -> int:
+        """See to it that there are so many lanes, and return how many there are of them."""
+        if self._owner == threading.get_ident():  # its hooks may stand in the first
+            return 0
+        with self._growing:
+            while len(self._threads) < count and self.can_grow:
+                with self._alone:  # no pass runs in a model that is copied
+                    try:
+                        own = copy.deepcopy(self._first, {id(one): one for one in self._shared()})
+                        self._threads.append(_started(self._work, self._lane, own))
+                    except Exception as reason:  # models raise what they like
+                        self.can_grow = False
+                        logger.info("this model has no more than %d lanes: %s", len(self._threads), reason)
+        return min(len(self._threads), count)
 
 
-def _single_threaded(count: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses one. Its number is of a thread, which begins with the last that was set anywhere."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "sonde-lane", _begin)
-    all_there = threading.Barrier(count)
-    for _ in pool.map(lambda _: all_there.wait(), range(count)):
-        pass
-    torch.set_num_threads(threads)
-    return pool
+_ALL: "weakref.WeakSet[Lanes[Any]]" = weakref.WeakSet()
 
 
-def _begin() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # before it is asked once, a thread takes the last number set anywhere
-
-
-class Copies(Generic[T]):
-    """Copies of an object that runs a model, each used by one thread at a time.
-
-    Parameters
-    ----------
-    first : object
-        The first of them.
-    shared : function
-        Its tensors that all copies share: parameters and buffers.
+def _started(work: "SimpleQueue[Task | None]", lane: threading.local, own: object) -> threading.Thread:
+    """A thread in which torch uses one. That number is of a thread, which begins with the last that was set anywhere:
+    a thread that asks torch for the first time while this one starts keeps one thread, too.
     """
+    threads, ready = torch.get_num_threads(), threading.Event()
+    # a daemon: a pass of a large model takes minutes, and would hold up the end of the process
+    thread = threading.Thread(target=_run, args=(work, lane, own, ready), name="sonde-lane", daemon=True)
+    try:
+        thread.start()
+        ready.wait()
+    finally:
+        torch.set_num_threads(threads)
+    return thread
 
-    def __init__(self, first: T, shared: Callable[[], Iterator[Tensor]]) -> None:
-        self._first, self._shared = first, shared
-        self._free: SimpleQueue[T] = SimpleQueue()
-        self._free.put(first)
-        self._count = 1
-        self._can_grow = True
-        self._gathering = threading.Lock()
-        self._owner: int | None = None
 
-    @contextmanager
-    def one(self) -> Iterator[T]:
-        """Any that is free, as soon as one is; the first within `alone`."""
-        if self._is_owned():
-            yield self._first
-            return
-        own = self._free.get()
+def _run(work: "SimpleQueue[Task | None]", lane: threading.local, own: object, ready: threading.Event) -> None:
+    try:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # before it is asked once, a thread takes the last number set anywhere
+        lane.own = own
+    finally:
+        ready.set()
+    while (task := work.get()) is not None:
+        _do(*task)
+        del task  # what waits for work keeps nothing
+
+
+def _do(future: "Future[V]", work: Callable[[U], V], item: U) -> None:
+    if future.set_running_or_notify_cancel():
         try:
-            yield own
-        finally:
-            self._free.put(own)
+            found = work(item)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(found)
 
-    @contextmanager
-    def alone(self) -> Iterator[T]:
-        """The first, while no other is in use. What is called meanwhile, in the same thread, may use it too."""
-        if self._is_owned():
-            yield self._first
-            return
-        with self._gathering:
-            idle: list[T] = []
-            try:
-                while len(idle) < self._count:
-                    idle.append(self._free.get())
-                self._owner = threading.get_ident()
-                yield self._first
-            finally:
-                self._owner = None
-                for each in idle:
-                    self._free.put(each)
 
-    def grow(self, count: int) -> int:
-        """See to it that there are so many, and return how many may be used: one if it cannot be copied, or is taken
-        `alone` by this thread.
-        """
-        if self._is_owned():
-            return 1
-        if self._count < count and self._can_grow:
-            with self.alone() as first:  # none is in use: no hook stands in a model that is copied
-                try:
-                    while self._count < count:
-                        self._free.put(copy.deepcopy(first, {id(one): one for one in self._shared()}))
-                        self._count += 1
-                except _REFUSALS as reason:
-                    self._can_grow = False
-                    logger.info("this model runs one batch at a time: %s", reason)
-        return min(self._count, count)
+def _end(work: "SimpleQueue[Task | None]", threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        work.put(None)
 
-    def _is_owned(self) -> bool:
-        return self._owner == threading.get_ident()
+
+def _end_all() -> None:
+    """Threads that run torch while Python is taken down may bring the process down with them."""
+    threads = [thread for lanes in _ALL for thread in lanes._threads]
+    for lanes in _ALL:
+        _end(lanes._work, lanes._threads)
+    latest = time.monotonic() + END_SECONDS
+    for thread in threads:
+        thread.join(max(latest - time.monotonic(), 0))
+
+
+def _forget_all() -> None:
+    for lanes in _ALL:
+        lanes._begin()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

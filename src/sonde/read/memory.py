@@ -4,6 +4,7 @@ Halving            splits the batches of one reader, as far as it had to
 is_out_of_memory   whether an error says that memory did not suffice
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +15,8 @@ import torch
 from sonde.errors import ReadingError, SondeError, warn
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _SIGNS = (
     "out of memory",
@@ -40,11 +43,26 @@ class Halving:
     ----------
     parts : int
         Into how many parts a batch is split from the beginning; doubled when memory does not suffice.
+    side_by_side : bool
+        Whether batches may be read at the same time; no longer when memory did not suffice for that.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.parts = 1
+        self.side_by_side = True
+
+    def beside(self, batch: np.ndarray, read: Callable[[np.ndarray], T]) -> list[T] | None:
+        """`read` of a batch beside others; None if memory does not suffice: it is for `each`, after the others."""
+        if self.side_by_side:
+            try:
+                return [read(batch)]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.info("batches are read one at a time from now on: %s", error)
+        self.side_by_side = False
+        return None
 
     def each(self, batch: np.ndarray, read: Callable[[np.ndarray], T]) -> list[T]:
         """`read` of the parts of a batch, in order.

@@ -4,6 +4,7 @@ Reader    texts -> the values of every block, and the number of tokens of each t
 Kind      values as the store knows them: a site, a pooling, some columns
 TOKENS    the kind that holds these numbers
 read_pieces   a model's activations, batch by batch, packed where that can be
+divide    how the batches are made, and whether they go side by side
 check_finite, unit   values without NaN, rows of length one
 """
 
@@ -20,9 +21,9 @@ from torch import Tensor
 from sonde.errors import ReadingError, StoreError
 from sonde.heap import HEAP
 from sonde.read.backbone import Backbone, Wanted
-from sonde.read.batching import LANE_TOKENS, TOKEN_BUDGET, collate, plan, share
+from sonde.read.batching import LANE_BUDGET, TOKEN_BUDGET, collate, plan, share
 from sonde.read.blocks import Block, Source
-from sonde.read.lanes import LANES, LITTLE
+from sonde.read.lanes import LITTLE
 from sonde.read.memory import Halving
 from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
 from sonde.read.shards import is_finite
@@ -277,13 +278,7 @@ def read_pieces(
     """
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     packs, halving = backbone.packs(wanted), halving or Halving(backbone.name)
-    budget = token_budget or (BUDGET if packs else TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
-    lanes, tokens = backbone.lanes(), sum(lengths)
-    if tokens * backbone.multiplications * lanes > LITTLE and (packs or tokens < lanes * LANE_TOKENS):
-        lanes = 1  # all threads share each pass; lanes of packed rows are not measured yet
-    elif not packs:
-        budget = share(lengths, budget, lanes)
-    batches = pack(lengths, budget) if packs else plan(lengths, budget)
+    lanes, batches = divide(lengths, backbone, packs, token_budget, halving.side_by_side)
     least = BUDGET + WIDER if token_budget is None and len(batches) >= MANY else 0
 
     def read(part: np.ndarray) -> tuple[np.ndarray, dict[Wanted, Tensor]]:
@@ -293,8 +288,37 @@ def read_pieces(
         inputs = collate(pieces, part, filler, backbone.causal)
         return part, backbone.read(inputs.ids, inputs.mask, inputs.content, wanted)
 
-    for parts in LANES.each(lambda batch: halving.each(batch, read), batches, lanes):
-        yield from parts
+    def is_long(batch: np.ndarray) -> bool:
+        return any(lengths[piece] > LANE_BUDGET for piece in batch)
+
+    alone = [batch for batch in batches if not lanes or is_long(batch)]
+    beside = [batch for batch in batches if lanes and not is_long(batch)]
+    found = backbone.each(lambda batch: halving.beside(batch, read), beside, lanes)
+    for batch, parts in zip(beside, found, strict=True):
+        if parts is None:
+            alone.append(batch)
+        else:
+            yield from parts
+    for batch in alone:
+        yield from halving.each(batch, read)
+
+
+def divide(
+    lengths: Sequence[int], backbone: Backbone, packs: bool, token_budget: int | None = None, side_by_side: bool = True
+) -> tuple[int, list[np.ndarray]]:
+    """In how many lanes pieces of these lengths are read, 0 for none, and in which batches.
+
+    Of many pieces the batches are the same whatever the number of threads, and so are the bytes of what is read.
+    """
+    lanes = backbone.most_lanes() if side_by_side else min(backbone.most_lanes(), 1)
+    little = sum(lengths) * backbone.multiplications * lanes <= LITTLE
+    if packs:
+        return lanes if little else 0, pack(lengths, token_budget or BUDGET)
+    if lanes and (little or backbone.dtype == torch.float32):  # others are not measured yet
+        batches = plan(lengths, share(lengths, token_budget or LANE_BUDGET, lanes))
+        if little or 2 * len(batches) > lanes:
+            return lanes, batches
+    return 0, plan(lengths, token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
 
 
 def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
