@@ -191,6 +191,44 @@ def test_training_texts_among_those_that_validate_are_named() -> None:
     assert [str(w.message.code) for w in caught if isinstance(w.message, SondeWarning)] == ["seen_in_training"]
 
 
+def test_groups_that_give_the_label_away_help_no_more() -> None:
+    """Every author has a word of their own and writes on one subject: to rows of new authors the word says nothing."""
+    rng = np.random.default_rng(0)
+    authors = np.repeat(np.arange(30), 8)
+    texts = [f"author{author} writes line {row} {rng.integers(10**6)}" for row, author in enumerate(authors)]
+    labels = np.where(authors % 2, "odd", "even").tolist()
+    names = [f"author {author}" for author in authors]
+    easy = TextClassifier("lexical").fit(texts, labels).summary_["out_of_fold"]["accuracy"]
+    hard = TextClassifier("lexical").fit(texts, labels, groups=names).summary_["out_of_fold"]["accuracy"]
+    assert easy > 0.95 and hard < 0.7
+
+
+def test_rows_without_a_group_are_groups_of_their_own_and_rows_left_out_take_theirs_along() -> None:
+    groups = [None if row % 2 else "one" for row in range(len(TEXTS))]
+    labels = [None if row < 3 else label for row, label in enumerate(LABELS)]
+    with pytest.warns(SondeWarning, match="3 rows have no label"):
+        classifier = TextClassifier("lexical").fit(TEXTS, labels, groups=groups)
+    assert classifier.summary_["rows"] == len(TEXTS) - 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        (["a"] * 3, "one entry for each of .* texts, not 3"),
+        ("author", "one entry for each"),
+        ([[1]] * len(TEXTS), "The group of row 1 is of type list"),
+    ],
+)
+def test_groups_that_are_none_are_refused(groups: object, sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=sentence):
+        TextClassifier("lexical").fit(TEXTS, LABELS, groups=groups)
+
+
+def test_groups_and_a_validation_set_contradict_each_other() -> None:
+    with pytest.raises(ArgumentError, match=r"groups \(--group\) say which rows are held out together, but"):
+        TextClassifier("lexical").fit(TEXTS, LABELS, validation=(NEW_TEXTS, NEW_LABELS), groups=range(len(TEXTS)))
+
+
 def test_validation_rows_of_several_labels_need_known_ones() -> None:
     lists = [[label] for label in LABELS]
     with pytest.warns(SondeWarning, match=r"2 validation rows have labels that never stand in the training rows"):

@@ -104,6 +104,17 @@ def test_fit_options_arrive_at_the_classifier(
     assert seen["backbones"] == ("sentence-transformers/all-MiniLM-L6-v2",) and seen["paper"] is False
 
 
+def test_fit_holds_out_the_rows_of_a_group_together(files: Path, tmp_path: Path, run: Run) -> None:
+    names = [f"author{row // 6}" for row in range(90)]
+    texts = [f"{name} writes {row}" for row, name in enumerate(names)]
+    write_table(tmp_path / "t.csv", {"text": texts, "label": [row // 6 % 2 for row in range(90)], "author": names})
+    fit = ("fit", tmp_path / "t.csv", "--out", tmp_path / "m", "--recipe", "lexical", "--json")
+    easy, hard = (run(*fit, *more).json["out_of_fold"]["accuracy"] for more in ((), ("--group", "author")))
+    assert easy > 0.9 > 0.7 > hard
+    refused = run(*fit, "--group", "writer")
+    assert refused.code == 2 and "no column 'writer'" in refused.err
+
+
 @pytest.mark.slow
 def test_fit_in_the_setting_of_the_paper(files: Path, tmp_path: Path, run: Run) -> None:
     options = ("--recipe", "llmembed-1", *LINEAR[2:], "--paper", "--json")

@@ -452,6 +452,6 @@ def test_a_validation_set_can_be_routed_too() -> None:
 def test_labels_are_no_metadata() -> None:
     with sklearn.config_context(enable_metadata_routing=True):
         requests = make().get_metadata_routing()
-        assert requests.fit.requests.keys() == {"sample_weight", "validation"}
+        assert requests.fit.requests.keys() == {"sample_weight", "validation", "groups"}
         assert requests.score.requests.keys() == {"sample_weight"}
         assert not requests.predict.requests and not requests.predict_proba.requests

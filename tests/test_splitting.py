@@ -114,6 +114,40 @@ def test_every_fold_of_multilabel_data_trains_on_every_label():
     assert (folds.held >= 0).mean() > 0.9
 
 
+def test_rows_of_a_group_are_held_out_together_and_classes_are_spread_evenly():
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat(np.arange(60), rng.integers(1, 9, size=60)))
+    labels = np.where(rng.random(len(groups)) < 0.3, "b", "a")
+    folds = make_folds(_texts(len(groups)), encode(labels.tolist()), seed=0, groups=groups)
+    assert folds.n_folds == 5 and (folds.held >= 0).all()
+    assert all(len(set(folds.held[groups == group].tolist())) == 1 for group in range(60))
+    shares = [np.mean(labels[folds.held == fold] == "b") for fold in range(5)]
+    sizes = np.bincount(folds.held)
+    assert max(shares) - min(shares) < 0.1 and sizes.max() < 1.5 * sizes.min()
+
+
+def test_a_text_that_stands_in_two_groups_joins_them():
+    texts = [*_texts(40), "TEXT number 0"]
+    groups = np.array([*range(20), *range(20), 7])  # text 0 of group 0 also stands in group 7
+    held = make_folds(texts, encode(["a", "b"] * 20 + ["a"]), seed=0, groups=groups).held
+    assert len(set(held[[0, 20, 7, 27, 40]].tolist())) == 1
+
+
+def test_groups_of_one_text_each_leave_every_class_in_every_fold():
+    targets = encode(["a", "b", "b"] * 30)
+    folds = make_folds(_texts(90), targets, seed=3, groups=np.arange(90))
+    table = np.array([[(folds.held == k)[targets.indicator[:, c] > 0].sum() for k in range(5)] for c in range(2)])
+    assert (table.max(axis=1) - table.min(axis=1) <= 1).all()
+
+
+def test_a_class_in_fewer_groups_than_folds_always_trains():
+    labels = ["a", "b"] * 20 + ["c"] * 20
+    groups = np.array([*range(40), *(40 + row % 2 for row in range(20))])
+    with pytest.warns(SondeWarning, match="1 classes have fewer different texts"):
+        folds = make_folds(_texts(60), encode(labels), seed=0, groups=groups)
+    assert (folds.held[40:] == -1).all() and (folds.held[:40] >= 0).all()
+
+
 def test_a_validation_set_is_held_out_whole_and_half_of_it_calibrates():
     labels = ["a", "b"] * 20 + ["a"] * 10 + ["b"] * 6
     folds = validation_folds(40, encode(labels), seed=0)

@@ -146,7 +146,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- fit
 
-    def fit(self, texts: Any, labels: Any, sample_weight: Any = None, validation: Any = None) -> Self:
+    def fit(
+        self, texts: Any, labels: Any, sample_weight: Any = None, validation: Any = None, groups: Any = None
+    ) -> Self:
         """Read the texts and train the recipe.
 
         Parameters
@@ -160,6 +162,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             row of weight 0 is left out.
         validation : (texts, labels), optional
             Replaces the folds: settings are chosen on these rows, the model is trained on the others.
+        groups : sequence of str or int, optional
+            Of each text the document, the author, the patient: rows of one group are always held out together, so that
+            settings, probabilities and `out_of_fold` are those for groups that the model has never met.
 
         Raises
         ------
@@ -169,7 +174,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         started = time.perf_counter()
         recipe = self._check_arguments()
         seed, metric = _seed(self.random_state), cast(Metric, self.metric)
-        train = as_labelled(texts, labels, sample_weight, None)
+        train = as_labelled(texts, labels, sample_weight, None, groups)
         both, folds = with_validation(train, validation, seed)
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         problem = Problem({}, both.texts, both.targets, weights, folds, metric, seed)

@@ -5,13 +5,14 @@ one_column       labels in the only column of a table -> list
 present          which labels are not missing
 taken            some of the texts or labels
 as_weights       sample weights -> float64
+as_groups        groups of rows -> numbers
 """
 
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from sonde.errors import ArgumentError, DataError, warn
 
@@ -135,3 +136,30 @@ def as_weights(weights: Any, rows: int) -> Float64[np.ndarray, " row"]:
     if not np.isfinite(array).all() or (array < 0).any() or not array.any():
         raise ArgumentError("sample_weight must be finite and not negative, and not zero everywhere.")
     return array
+
+
+def as_groups(groups: Any, rows: int) -> Int64[np.ndarray, " row"] | None:
+    """Numbers of the groups, one a text; a text without one (None, NaN, blank) is a group of its own. None if None.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not as many as the texts, no list, or cannot be compared.
+    """
+    if groups is None:
+        return None
+    if isinstance(groups, str | bytes) or not hasattr(groups, "__len__") or len(groups) != rows:
+        got = f"{len(groups)}" if hasattr(groups, "__len__") else type(groups).__name__
+        raise ArgumentError(f"groups must be a list with one entry for each of {rows} texts, not {got}.")
+    seen: dict[Any, int] = {}
+    numbers = np.empty(rows, dtype=np.int64)
+    for row, group in enumerate(groups):
+        if _missing(group) or (isinstance(group, str) and not group.strip()):
+            group = object()
+        try:
+            numbers[row] = seen.setdefault(group, len(seen))
+        except TypeError as error:
+            raise ArgumentError(
+                f"The group of row {row + 1} is of type {type(group).__name__}; groups are text or numbers."
+            ) from error
+    return numbers

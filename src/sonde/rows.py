@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 from sonde.errors import ArgumentError, DataError, choose, warn
-from sonde.inputs import as_texts, as_weights, one_column, present, taken
+from sonde.inputs import as_groups, as_texts, as_weights, one_column, present, taken
 from sonde.learn import metrics
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against
@@ -31,17 +31,19 @@ class Labelled:
     texts: list[str]
     targets: Targets
     weights: Float[np.ndarray, " row"]
+    groups: Int64[np.ndarray, " row"] | None = None
+    """Numbers of groups that are held out together; None: each text by itself."""
 
 
-def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) -> Labelled:
-    """Check texts, labels and weights together; leave out rows without a label, and those of weight 0.
+def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None, groups: Any = None) -> Labelled:
+    """Check texts, labels, weights and groups together; leave out rows without a label, and those of weight 0.
 
     Weights that are all whole numbers count rows: 2 is a row that stands twice. Others are relative, and scaled to a
     mean of 1: how much rows weigh against a penalty does not hang on their unit.
     """
     rows, labels = as_texts(texts), one_column(labels)
     here = present(labels, len(rows))
-    heavy = as_weights(weights, len(rows))
+    heavy, own = as_weights(weights, len(rows)), as_groups(groups, len(rows))
     if missing := int((~here).sum()):
         warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
     kept = here & (heavy > 0)
@@ -49,6 +51,7 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
         raise ArgumentError("sample_weight is 0 for every row that has a label; some must weigh more.")
     if not kept.all():
         labels, rows, heavy = taken(labels, kept), taken(rows, kept), heavy[kept]
+        own = None if own is None else own[kept]
     places = (np.flatnonzero(kept) + 1).tolist()
     told = (
         encode(labels, places)
@@ -59,7 +62,7 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None) ->
     if known is None:
         _warn_blanks(told.classes.tolist())
         _warn_many(told)
-    return Labelled(rows, told, heavy if _whole(heavy) else heavy / heavy.mean())
+    return Labelled(rows, told, heavy if _whole(heavy) else heavy / heavy.mean(), own)
 
 
 def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
@@ -69,9 +72,16 @@ def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 
     ------
     DataError
         If `validation` is no pair, or none of its labels stands in the training rows.
+    ArgumentError
+        If there are groups as well.
     """
     if validation is None:
-        return train, make_folds(train.texts, train.targets, seed=seed, n_folds=n_folds)
+        return train, make_folds(train.texts, train.targets, seed=seed, n_folds=n_folds, groups=train.groups)
+    if train.groups is not None:
+        raise ArgumentError(
+            "groups (--group) say which rows are held out together, but with a validation set no training row is held "
+            "out: give one of the two."
+        )
     if not isinstance(validation, Sequence) or len(validation) != 2:
         raise DataError("validation must be a pair (texts, labels).")
     held = as_labelled(validation[0], validation[1], None, train.targets)

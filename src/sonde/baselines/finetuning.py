@@ -126,12 +126,14 @@ class FineTuning(Classifying):
 
     # ---------------------------------------------------------------- fit
 
-    def fit(self, texts: Any, labels: Any, sample_weight: Any = None, validation: Any = None) -> Self:
+    def fit(
+        self, texts: Any, labels: Any, sample_weight: Any = None, validation: Any = None, groups: Any = None
+    ) -> Self:
         """Train, and keep the weights of the best epoch.
 
         Parameters
         ----------
-        texts, labels, sample_weight : as in `TextClassifier.fit`
+        texts, labels, sample_weight, groups : as in `TextClassifier.fit`
         validation : (texts, labels), optional
             Rows that decide when to stop, instead of a tenth of the training rows.
 
@@ -142,7 +144,7 @@ class FineTuning(Classifying):
         """
         started = time.perf_counter()
         schedule = self._check_arguments()
-        train_rows = as_labelled(texts, labels, sample_weight, None)
+        train_rows = as_labelled(texts, labels, sample_weight, None, groups)
         both, folds = with_validation(train_rows, validation, self.random_state, FOLDS)
         weights = both.weights * class_factors(self.class_weight, both.targets, both.weights, folds)
         watched = np.flatnonzero((folds.held == 0) & (weights > 0))

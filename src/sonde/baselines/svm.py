@@ -66,7 +66,7 @@ class SVM(Classifying):
         self.class_weight = class_weight
         self.random_state = random_state
 
-    def fit(self, texts: Any, labels: Any, sample_weight: Any = None) -> Self:
+    def fit(self, texts: Any, labels: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Count, weigh and train; arguments as in `TextClassifier.fit`.
 
         Raises
@@ -78,9 +78,10 @@ class SVM(Classifying):
             raise ArgumentError(f"C is {self.C!r}; it must be a number above 0.")
         check_class_weight(self.class_weight)
         check_whole("random_state", self.random_state, 0)
-        rows = as_labelled(texts, labels, sample_weight, None)
-        everything = np.ones(len(rows.texts), dtype=bool)
-        folds = make_folds(rows.texts, rows.targets, seed=self.random_state) if self.probability else _whole(rows)
+        rows = as_labelled(texts, labels, sample_weight, None, groups)
+        everything, folds = np.ones(len(rows.texts), dtype=bool), _whole(rows)
+        if self.probability:
+            folds = make_folds(rows.texts, rows.targets, seed=self.random_state, groups=rows.groups)
         weights = rows.weights * class_factors(self.class_weight, rows.targets, rows.weights, folds)
         self.temperature_ = self._temperature(rows, weights, folds) if self.probability else 1.0
         self.machine_ = self._train(rows, weights, everything)

@@ -1,6 +1,8 @@
 """What commands read from files and options.
 
-labelled           texts and labels of a table
+labelled           texts and labels of a file
+opened             the columns of a file, or of rows drawn from it
+texts_and_labels   of such a table
 cells              the texts of a table, streamed
 read_names         names of labels, from JSON
 bound              --max-tokens, for one or several backbones
@@ -8,26 +10,37 @@ opened_cache       --cache and --no-cache
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sonde.errors import ArgumentError, DataError, warn
 
+if TYPE_CHECKING:
+    from sonde.tables import Table
+
 
 def labelled(
-    path: Path,
-    text: str,
-    label: str,
-    separator: str | None,
-    names: dict[str, str],
-    rows: int | None = None,
-    seed: int = 0,
+    path: Path, text: str, label: str, separator: str | None, names: dict[str, str]
 ) -> tuple[list[str], list[Any]]:
-    """The texts and the labels of a file, or of so many rows drawn from it; the labels under their names."""
-    from sonde.tables import draw_table, label_column, read_table, text_column
+    """The texts and the labels of a file; the labels under their names."""
+    return texts_and_labels(opened(path, [text, label]), text, label, separator, names)
 
-    table = read_table(path, [text, label]) if rows is None else draw_table(path, rows, [text, label], seed)
+
+def opened(path: Path, columns: Sequence[str], rows: int | None = None, seed: int = 0) -> "Table":
+    """These columns of a file, or of so many rows drawn from it."""
+    from sonde.tables import draw_table, read_table
+
+    wanted = list(dict.fromkeys(columns))
+    return read_table(path, wanted) if rows is None else draw_table(path, rows, wanted, seed)
+
+
+def texts_and_labels(
+    table: "Table", text: str, label: str, separator: str | None, names: dict[str, str]
+) -> tuple[list[str], list[Any]]:
+    """Of the rows of a table; the labels under their names."""
+    from sonde.tables import label_column, text_column
+
     labels: list[Any] = label_column(table, label, separator)
     blank = sum(one is None for one in labels) if separator is not None else 0
     if blank:

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sonde.cli.files import bound, cells, labelled, opened_cache, read_names
+from sonde.cli.files import bound, cells, labelled, opened, opened_cache, read_names, texts_and_labels
 from sonde.cli.options import (
     ABSTAIN_HELP,
     ETA_HELP,
     EXIT_HELP,
+    GROUP_HELP,
     LAYERS_HELP,
     MODEL_HELP,
     NAMES_HELP,
@@ -61,6 +62,7 @@ def fit(
         typer.Option("--label-names", help=NAMES_HELP),
     ] = None,
     validation: Annotated[Path | None, typer.Option("--validation", help="Rows to choose settings on.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help=GROUP_HELP)] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="See `sonde recipes`.")] = "auto",
     paper: Annotated[bool, typer.Option("--paper", help="The exact setting of the recipe's paper.")] = False,
     backbone: Backbones = None,
@@ -88,7 +90,8 @@ def fit(
 
         names = read_names(label_names)
         _refuse_foreign(out)
-        texts, labels = labelled(train, text, label, label_separator, names, rows, seed)
+        table = opened(train, [text, label, *([group] if group else [])], rows, seed)
+        texts, labels = texts_and_labels(table, text, label, label_separator, names)
         held = labelled(validation, text, label, label_separator, names) if validation else None
         _warn_unread(recipe, bool(backbone))
         classifier = TextClassifier(
@@ -110,7 +113,7 @@ def fit(
             sites=tuple(site) if site else None,
             poolings=tuple(pooling) if pooling else None,
         )
-        classifier.fit(texts, labels, validation=held)
+        classifier.fit(texts, labels, validation=held, groups=table.columns[group] if group else None)
         classifier.label_names_ = names
         classifier.save(out)
         result |= {"model": str(out), "classes": len(classifier.classes_), **classifier.summary_}

@@ -29,6 +29,7 @@ class LongText(StrEnum):
 BACKBONE_HELP = "Hub id or folder; repeat for several. Default: all-MiniLM-L6-v2."
 NAMES_HELP = "JSON: a list of names for the labels 0, 1, ..., or an object label: name."
 WEIGHT_HELP = "balanced: rare classes weigh as much as frequent ones."
+GROUP_HELP = "Column whose rows are held out together: document, author, patient."
 ABSTAIN_HELP = "Leave the label empty where its probability is below this."
 TARGET_HELP = "Leave labels empty so that at most this share of the others is wrong."
 ROWS_HELP = "Train on so many rows, drawn while the file streams by: for files larger than memory."

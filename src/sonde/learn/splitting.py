@@ -70,7 +70,14 @@ class Folds:
         return np.asarray((self.held >= 0) & ~self.conformal)
 
 
-def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: int = 5) -> Folds:
+def make_folds(
+    texts: Sequence[str],
+    targets: Targets,
+    *,
+    seed: int,
+    n_folds: int = 5,
+    groups: Int64[np.ndarray, " row"] | None = None,
+) -> Folds:
     """Deal the rows into stratified folds, texts that read the same always together.
 
     Parameters
@@ -80,6 +87,8 @@ def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: in
     seed : int
     n_folds : int
         Fewer are used, with a warning, if otherwise most rows could not be held out.
+    groups : (row,), optional
+        Numbers of groups whose rows stay together, too; a row that reads like one of another group joins the two.
 
     Returns
     -------
@@ -87,7 +96,8 @@ def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: in
         Rows are grouped by `normalised` text, groups numbered by first appearance and filed under the rarest label of
         their first row (for single-label data: its label), then dealt like cards, class after class. So repeating a
         row changes no other row's fold. A class with fewer groups than folds is never held out, nor is a text that
-        carries it: every fold's model has seen every class.
+        carries it: every fold's model has seen every class. Groups of the caller differ in size and in labels: they are
+        dealt by scikit-learn's StratifiedGroupKFold, rows under their rarest label.
 
     Warns
     -----
@@ -95,8 +105,10 @@ def make_folds(texts: Sequence[str], targets: Targets, *, seed: int, n_folds: in
         rare_classes, fewer_folds, no_folds.
     """
     assert n_folds >= 2, "cross-validation needs at least two folds"
-    groups, first = _groups(texts)  # (row,) group of each row; (group,) first row of each group
-    count, held = _most_held(groups, targets.indicator, first, seed, n_folds)
+    own, first = _groups(texts)  # (row,) group of each row; (group,) first row of each group
+    if groups is not None:
+        own, first = _joined(own, groups)
+    count, held = _most_held(own, targets.indicator, first, seed, n_folds, groups is not None)
     _warn_folds(targets, held, n_folds, count)
     return Folds(held, np.ones(len(held), dtype=bool), held == 0, count)
 
@@ -150,17 +162,34 @@ def _groups(texts: Iterable[str]) -> tuple[Int64[np.ndarray, " row"], Int64[np.n
     return np.array(groups, dtype=np.int64), np.array(first, dtype=np.int64)
 
 
+def _joined(
+    one: Int64[np.ndarray, " row"], other: Int64[np.ndarray, " row"]
+) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " group"]]:
+    """Groups of rows that share a group of either sort, by way of others too; numbered by first appearance."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(one.max()) + 1
+    pairs = np.unique(other, return_inverse=True)[1] + size
+    links = coo_array((np.ones(len(one), dtype=bool), (one, pairs)), shape=(pairs.max() + 1, pairs.max() + 1))
+    found = connected_components(links, directed=False)[1][one].astype(np.int64)
+    _, first, number = np.unique(found, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))
+    return place[number], np.sort(first)
+
+
 def _most_held(
     groups: Int64[np.ndarray, " row"],
     indicator: Float32[np.ndarray, "row class"],
     first: Int64[np.ndarray, " group"],
     seed: int,
     n_folds: int,
+    uneven: bool,
 ) -> tuple[int, Int64[np.ndarray, " row"]]:
     """The largest number of folds that holds out enough rows; else the number that holds out most; else none."""
     best, best_held = 0, np.full(len(groups), -1, dtype=np.int64)
     for count in range(n_folds, 1, -1):
-        held = _held(groups, indicator, first, seed, count)
+        held = _held(groups, indicator, first, seed, count, uneven)
         if (indicator[held > 0].sum(axis=0) > 0).sum() < 2:  # one class alone chooses nothing
             continue
         share = np.mean(held[first] >= 0)
@@ -177,13 +206,24 @@ def _held(
     first: Int64[np.ndarray, " group"],
     seed: int,
     n_folds: int,
+    uneven: bool,
 ) -> Int64[np.ndarray, " row"]:
     filed = indicator[first]  # group class
+    if uneven:
+        np.maximum.at(filed, groups, indicator)
     rare = filed.sum(axis=0) < n_folds  # class
     never = np.zeros(len(first), dtype=bool)  # group
     never[groups[indicator[:, rare].any(axis=1)]] = True
     fold_of_group = np.full(len(first), -1, dtype=np.int64)
-    fold_of_group[~never] = _deal(filed[~never], seed, n_folds)
+    if not uneven:
+        fold_of_group[~never] = _deal(filed[~never], seed, n_folds)
+    elif not never.all():
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        rows = np.flatnonzero(~never[groups])
+        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+        for fold, (_, held) in enumerate(folds.split(rows, _strata(indicator[rows]), groups[rows])):
+            fold_of_group[groups[rows[held]]] = fold
     rows, classes = np.nonzero(indicator)
     met = np.zeros((indicator.shape[1], n_folds + 1), dtype=bool)  # class fold, the last for rows that are never held
     met[classes, fold_of_group[groups[rows]]] = True
@@ -196,14 +236,18 @@ def _held(
 
 def _deal(filed: Float32[np.ndarray, "group class"], seed: int, n_folds: int) -> Int64[np.ndarray, " group"]:
     """Shuffle within each stratum, then deal on from where the last stratum ended, so that folds are equally large."""
-    counts = filed.sum(axis=0)  # class
-    stratum = np.where(filed > 0, counts, np.inf).argmin(axis=1)  # group
-    stratum[~filed.any(axis=1)] = filed.shape[1]  # rows without a label form a stratum of their own
     shuffled = np.random.default_rng(seed).permutation(len(filed))
-    order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    order = shuffled[np.argsort(_strata(filed)[shuffled], kind="stable")]
     folds = np.empty(len(filed), dtype=np.int64)
     folds[order] = np.arange(len(filed)) % n_folds
     return folds
+
+
+def _strata(indicator: Float32[np.ndarray, "entry class"]) -> Int64[np.ndarray, " entry"]:
+    """The rarest label of each; those without a label form a stratum of their own."""
+    stratum: Int64[np.ndarray, " entry"] = np.where(indicator > 0, indicator.sum(axis=0), np.inf).argmin(axis=1)
+    stratum[~indicator.any(axis=1)] = indicator.shape[1]
+    return stratum
 
 
 def _warn_folds(targets: Targets, held: Int64[np.ndarray, " row"], wanted: int, count: int) -> None:
