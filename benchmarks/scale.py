@@ -5,8 +5,8 @@
 The training texts of SST-2, repeated, words of each in another order and with a running number, so that no two are
 equal; a `linear` model of 2,000 of them on all-MiniLM-L6-v2: of its last layer, or with --layer of an earlier one and
 none above it. Each line is a command of its own, without a store. Once a second its processes are asked what memory
-they hold (resident, summed: pages that they share count several times) and its folder of parts how far it is. A line
-that is finished is kept: the same command goes on with those that are missing.
+they have held at most (resident, summed: pages that they share count several times), and its folder of parts how far it
+is. A line that is finished is kept: the same command goes on with those that are missing.
 
 rows     one process, several numbers of rows: memory and rate must not depend on them
 beside   one process and two, and with --ray two actors; a run that is killed half-way and goes on: equal bytes
@@ -255,8 +255,8 @@ def _rate(first: tuple[float, float, int], last: tuple[float, float, int]) -> fl
 
 
 def resident(root: int) -> float:
-    """MB that a process and its descendants hold."""
-    return sum(_pages(pid) for pid in _tree(root)) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """MB that a process and its descendants have held at most, each by itself: looks fall between peaks."""
+    return sum(_peak(pid) for pid in _tree(root)) * 1024 / 1e6
 
 
 def _tree(root: int) -> Iterator[int]:
@@ -270,9 +270,9 @@ def _tree(root: int) -> Iterator[int]:
         left += children.get(pid, [])
 
 
-def _pages(pid: int) -> int:
+def _peak(pid: int) -> int:
     with suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0])  # kB
     return 0
 
 
@@ -366,8 +366,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "Written by `python benchmarks/scale.py`; every figure comes from `scale.json` beside this page.",
         " ".join(filter(None, [machine.sentence(content["machine"]), setting["note"]])),
         f"`sonde predict` with a `linear` model on {layer} of {setting['backbone']}, no store; SST-2, repeated, words "
-        f"shuffled, each text with its number, {content['tokens']['sst2']} tokens on average. Memory is the peak of "
-        "all processes of the command; pages that they share count several times.",
+        f"shuffled, each text with its number, {content['tokens']['sst2']} tokens on average. Memory is the sum "
+        "of the peaks of all processes of the command; pages that they share count several times.",
         "## One process",
         table(["rows", "seconds", "rows/s", "2nd half / 1st", "peak MB", "2nd half / 1st"], list(_rows(content))),
         growth(content),

@@ -13,7 +13,7 @@ from tiny import build
 
 from sonde import heap as heaps
 from sonde.errors import ReadingError, SondeWarning
-from sonde.heap import EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Heap
+from sonde.heap import EVERY_SECONDS, EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Heap
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
@@ -183,15 +183,18 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 def test_freed_memory_is_kept_and_handed_back_now_and_then(library: Library) -> None:
     heap = Heap()
-    heap.read(EVERY_TOKENS)  # before anything is held, nothing is known of the library
+    heap.read(EVERY_TOKENS, 0.1)  # before anything is held, nothing is known of the library
     assert library.trims == []
     for _ in range(3):
         heap.hold()
     assert library.options == [(-3, HEAP_BYTES), (-1, HELD_BYTES)]  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    heap.read(EVERY_TOKENS - 1)
+    heap.read(EVERY_TOKENS - 1, EVERY_SECONDS / 2)
     assert library.trims == []
-    heap.read(1)
-    assert library.trims == [0] and heap.tokens == 0
+    heap.read(1, 0.0)
+    assert library.trims == [0] and (heap.tokens, heap.seconds) == (0, 0.0)
+    for _ in range(2):
+        heap.read(1, EVERY_SECONDS / 2)  # slow reading: the processor lacks units, or the model is large
+    assert library.trims == [0, 0] and (heap.tokens, heap.seconds) == (0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
@@ -201,7 +204,7 @@ def test_what_the_environment_says_of_memory_stands(
     monkeypatch.setenv(name, "1")
     heap = Heap()
     heap.hold()
-    heap.read(EVERY_TOKENS)
+    heap.read(EVERY_TOKENS, 0.1)
     assert library.options == [] and library.trims == [0]
 
 
@@ -209,5 +212,5 @@ def test_a_c_library_without_such_settings_is_left_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     heap = Heap()
     heap.hold()
-    heap.read(EVERY_TOKENS)
+    heap.read(EVERY_TOKENS, 0.1)
     assert heap.tokens == 0

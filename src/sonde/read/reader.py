@@ -10,6 +10,7 @@ check_finite, unit   values without NaN, rows of length one
 
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -241,8 +242,9 @@ class Reader:
         wanted = [kind for kind in kinds if kind != TOKENS]
         values: dict[Kind, Tensor] = {}
         if wanted:
+            started = time.perf_counter()
             values = self._run(pieces, wanted)
-            HEAP.read(sum(len(ids) for ids in pieces.ids))
+            HEAP.read(sum(len(ids) for ids in pieces.ids), time.perf_counter() - started)
             check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
             values = {kind: v.to(backbone.dtype) for kind, v in values.items()}  # of windows; else they are
