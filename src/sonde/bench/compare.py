@@ -34,12 +34,13 @@ from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.tables import pack, unpack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose, warn
-from sonde.evaluation import warn_known_texts, warn_unseen
+from sonde.evaluation import warn_known_texts
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
 from sonde.learn.splitting import text_keys
 from sonde.learn.targets import encode, encode_against, unseen
 from sonde.progress import tracked
+from sonde.rows import warn_unseen
 from sonde.tables.atomic import check_writable
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ class Table:
     path: Path
     """The file, named in error sentences."""
     columns: Columns
-    """Column name -> one cell per row: str in csv and tsv, the file's own types elsewhere, None where missing."""
+    """Column name -> one cell per row: str in csv and tsv ("" where missing), else the file's own types or None."""
     start: int = 0
     """Rows of the file that stand before the first row here."""
     numbers: Sequence[int] | None = None
