@@ -447,6 +447,9 @@ def test_lone_surrogates_and_nul_bytes_are_texts(tmp_path: Path) -> None:
     ("cells", "labels"),
     [
         (["b", "a", "", None, "  ", "b"], ["b", "a", None, None, None, "b"]),
+    for blank in (" ", "\t"):
+        with pytest.raises(ArgumentError, match="is white space: a cell that holds it alone"):
+            label_column(read_table(path), "text", separator=blank)
         ([0, 1, None], [0, 1, None]),
         ([1.0, float("nan"), 2.0], [1, None, 2]),
         ([True, False, None], [True, False, None]),
