@@ -119,8 +119,8 @@ def compare(
     Returns
     -------
     dict
-        `cells` (name -> figures, or `failed` and a sentence), `metric`, `missing` (names), `recommended`,
-        `reason`, `written`.
+        `cells` (name -> figures, or `failed` and a sentence), `metric`, `missing` (names), `interrupted` (whether by
+        Ctrl+C), `recommended`, `reason`, `written`.
 
     Raises
     ------
@@ -136,13 +136,14 @@ def compare(
     _warn_of_test_rows(train, test)
     until = None if time_limit is None else time.monotonic() + time_limit
     said: set[str] = set()
+    interrupted = False
     try:
         for name in tracked([name for name in asked if cells.lacks(name)], "comparing", "candidates"):
             with _until(until), _once(said):
                 cell = fit_and_measure(CANDIDATES[name], train, test, setting)
             cells.put(name, cell)
-    except (_OutOfTimeError, KeyboardInterrupt):
-        pass  # what is done is kept, and shown
+    except (_OutOfTimeError, KeyboardInterrupt) as stop:  # what is done is kept, and shown
+        interrupted = isinstance(stop, KeyboardInterrupt)
     found = {name: cells.content["cells"][name] for name in asked if name in cells}
     best = recommend(found, setting.metric)
     written = write_page(cells.path, to_markdown(cells.content)) if found else []
@@ -150,6 +151,7 @@ def compare(
         "cells": found,
         "metric": setting.metric,
         "missing": [name for name in asked if name not in found],
+        "interrupted": interrupted,
         **best,
         "written": [str(path) for path in written],
     }
