@@ -8,16 +8,19 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from samples import RECIPES, make, worded
 from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import recall_score
 
 import sonde
 from sonde import ActivationFeatures, TextClassifier
+from sonde.baselines import KNN, SVM
 from sonde.classifier import BUNDLE
 from sonde.errors import ArgumentError, BackboneError, DataError, RecipeError, SondeWarning
 from sonde.evaluation import evaluate
@@ -422,6 +425,15 @@ def test_scores_need_a_label_a_text() -> None:
     for texts, labels in ((NEW_TEXTS, ["rail"]), (NEW_TEXTS[:1], ["rail", "post"])):
         with pytest.raises(DataError, match=f"There are {len(texts)} texts and {len(labels)} labels"):
             model.score(texts, labels)
+
+
+@pytest.mark.parametrize("learner", [make("lexical"), SVM(), KNN(TfidfVectorizer(), k=3)], ids=["ours", "svm", "knn"])
+def test_blank_labels_make_no_class(learner: Any) -> None:
+    texts, labels = worded(60)
+    labels[4], labels[5] = "", "  "
+    with pytest.warns(SondeWarning, match="2 rows have no label and are left out"):
+        learner.fit(texts, labels)
+    assert learner.classes_.tolist() == ["post", "rail", "weather"]
 
 
 def test_missing_label_lists_are_left_out_and_any_matrix_comes_back_as_one() -> None:

@@ -321,6 +321,13 @@ def test_nothing_is_written_when_predict_fails(files: Path, tmp_path: Path, run:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_predictions_go_to_a_file(name: str, files: Path, run: Run) -> None:
+    done = run("predict", files / "model", files / "new.csv", "--out", name, *EXACT)
+    assert done.code == 2 and done.out == ""
+    assert "output goes to a file, because it is written whole or not at all and can be resumed" in done.err
+
+
 # ------------------------------------------------------------------------------------ extract, inspect, recipes
 
 

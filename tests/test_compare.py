@@ -112,6 +112,7 @@ def test_what_is_done_is_kept_when_time_or_patience_ends(
     found = compare(TRAIN, TEST, SETTING, tmp_path / "out.json", names=names, time_limit=limit)
     assert time.monotonic() - started < 20, "it did not wait for the slow one"
     assert list(found["cells"]) == ["words"] and found["missing"] == ["slow", "after"]
+    assert found["interrupted"] == (learner is Stopped)
     assert found["recommended"] == "words" and "only one that has finished" in str(found["reason"])
     assert list(json.loads((tmp_path / "out.json").read_text())["cells"]) == ["words"]
 
@@ -316,6 +317,19 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     assert out.with_suffix(".md").is_file()
     bad = run(*asked, "--time-limit", "0")
     assert bad.code == 2 and "must be above 0" in bad.err
+
+
+def test_after_an_interrupt_the_command_shows_what_is_done_and_exits_with_130(
+    candidates: dict[str, Candidate], run: Run, tmp_path: Path
+) -> None:
+    candidates["slow"] = Candidate("slow", "", lambda _: Stopped())
+    for name, rows in (("train", TRAIN), ("test", TEST)):
+        write_table(tmp_path / f"{name}.csv", {"text": rows.texts, "label": rows.labels})
+    asked = ("compare", tmp_path / "train.csv", tmp_path / "test.csv", "--only", "words", "--only", "slow")
+    done = run(*asked, "--no-cache", "--out", tmp_path / "out.json", "--json")
+    assert done.code == 130 and done.err.endswith("error: interrupted.\n")
+    found = json.loads(done.out)
+    assert list(found["cells"]) == [found["recommended"]] == ["words"] and found["missing"] == ["slow"]
 
 
 class Deaf:

@@ -8,7 +8,7 @@ from samples import make, worded
 from sklearn import metrics
 
 from sonde import TextClassifier
-from sonde.errors import DataError, SondeWarning
+from sonde.errors import ArgumentError, DataError, SondeWarning
 from sonde.evaluation import evaluate
 
 TEXTS, LABELS = worded(90)
@@ -106,6 +106,8 @@ def test_labels_never_seen_count_as_wrong_and_are_named(fitted: TextClassifier) 
     right = (fitted.predict(NEW_TEXTS)[10:] == np.array(NEW_LABELS[10:])).sum()
     assert report["n"] == 120 and report["accuracy"] == pytest.approx(right / 120)  # type: ignore[index]
     assert report["log_loss"] > evaluate(fitted, NEW_TEXTS, NEW_LABELS)["log_loss"] + 0.5  # type: ignore[index]
+    score, again = warned("unseen_labels", fitted.score, NEW_TEXTS, labels)
+    assert score == report["accuracy"] and str(again) == str(warning)  # type: ignore[index]
 
 
 def test_macro_f1_counts_labels_never_seen_as_scikit_learn_does(fitted: TextClassifier) -> None:
@@ -124,15 +126,22 @@ def test_a_warning_names_five_unseen_labels_and_counts_the_rest(fitted: TextClas
     assert str(warning).endswith("'new 4' (1) and 3 more.") and warning.count == 8
 
 
-@pytest.mark.parametrize("missing", [None, float("nan")])
+@pytest.mark.parametrize("missing", [None, float("nan"), "", " "])
 def test_rows_without_a_label_are_left_out(missing: object, fitted: TextClassifier) -> None:
     labels = [missing if i % 10 == 0 else label for i, label in enumerate(NEW_LABELS)]
     report, warning = warned("missing_labels", evaluate, fitted, NEW_TEXTS, labels)
     assert warning.count == 12 and str(warning) == "12 rows have no label and are left out."
     kept = [i for i in range(120) if i % 10]
     assert report == evaluate(fitted, [NEW_TEXTS[i] for i in kept], [NEW_LABELS[i] for i in kept])
-    with pytest.raises(DataError, match="There are no labelled rows to evaluate on"):
-        evaluate(fitted, NEW_TEXTS, [missing] * 120)
+    weights = np.arange(1.0, 121)
+    score, warning = warned("missing_labels", fitted.score, NEW_TEXTS, labels, weights)
+    assert warning.count == 12
+    assert score == fitted.score([NEW_TEXTS[i] for i in kept], [NEW_LABELS[i] for i in kept], weights[kept])
+    for measure in (evaluate, TextClassifier.score):
+        with pytest.raises(DataError, match="There are no labelled rows to evaluate on"):
+            measure(fitted, NEW_TEXTS, [missing] * 120)
+    with pytest.raises(ArgumentError, match="sample_weight is 0 for every row that has a label"):
+        fitted.score(NEW_TEXTS, labels, [float(i % 10 == 0) for i in range(120)])
 
 
 def test_texts_of_the_training_rows_are_counted_however_they_are_written(fitted: TextClassifier) -> None:
@@ -160,8 +169,18 @@ def test_names_and_the_labels_they_stand_for_are_both_understood() -> None:
     classifier.label_names_ = {"0": "post", "1": "rail", "2": "weather"}
     numbers = [["post", "rail", "weather"].index(label) for label in NEW_LABELS]
     named = evaluate(classifier, NEW_TEXTS, NEW_LABELS)
-    assert evaluate(classifier, NEW_TEXTS, numbers) == named
-    assert evaluate(classifier, NEW_TEXTS, [str(number) for number in numbers]) == named
+    for same in (numbers, list(map(str, numbers)), list(map(float, numbers)), np.array(numbers, dtype=np.float64)):
+        assert evaluate(classifier, NEW_TEXTS, same) == named
+        assert classifier.score(NEW_TEXTS, same) == named["accuracy"]
+
+
+def test_names_of_several_labels_are_understood_too() -> None:
+    classifier = make("lexical").fit(TEXTS, [[label] for label in LABELS])
+    classifier.label_names_ = {"0": "post", "1": "rail", "2": "weather"}
+    score = classifier.score(NEW_TEXTS, [[label] for label in NEW_LABELS])
+    numbers = [["post", "rail", "weather"].index(label) for label in NEW_LABELS]
+    for container in (list, tuple, set, np.array):
+        assert classifier.score(NEW_TEXTS, [container([number]) for number in numbers]) == score > 0
 
 
 def test_numbers_as_text_and_as_numbers_are_the_same_labels() -> None:

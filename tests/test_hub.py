@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -184,6 +185,8 @@ def test_the_command_line_takes_an_id_too(there: Hub, classifier: sonde.TextClas
     result = CliRunner().invoke(app, ["predict", NAME, str(tmp_path / "new.csv"), "--out", str(tmp_path / "out.csv")])
     assert result.exit_code == 0, result.output
     assert "weather" in (tmp_path / "out.csv").read_text()
+    found = json.loads(CliRunner().invoke(app, ["inspect", NAME, "--json"]).stdout)
+    assert (found["kind"], found["path"], found["recipe"]) == ("model", NAME, "lexical")
 
 
 def test_without_the_hub_the_cache_serves(
@@ -213,6 +216,20 @@ def test_what_is_not_there_or_no_model_of_sonde(there: Hub) -> None:
     there.commits[NAME] = [{"config.json": b"{}", "model.safetensors": b""}]
     with pytest.raises(ModelError, match=r"no saved model of sonde: the hub holds no sonde\.json there"):
         sonde.load(NAME)
+
+
+def test_a_missing_folder_beside_others_is_no_id(
+    there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    sentence = "models/support does not exist: there is a folder models here, but it holds no support"
+    with pytest.raises(ModelError, match=sentence):
+        sonde.load("models/support")
+    assert not there.asked
+    with caplog.at_level(logging.INFO), pytest.raises(ModelError, match="the hub has no model of this id"):
+        sonde.load(NAME)
+    assert f"there is no folder {NAME}; the model hub is asked for it" in caplog.text
 
 
 def test_a_damaged_model_from_the_hub_is_refused(there: Hub, classifier: sonde.TextClassifier) -> None:

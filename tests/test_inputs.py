@@ -78,9 +78,9 @@ def test_ordinary_texts_give_no_warning(text: str) -> None:
 
 
 @pytest.mark.parametrize("container", [list, tuple, pd.Series, lambda rows: np.array(rows, dtype=object)])
-@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), pd.NA, pd.NaT])
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), pd.NA, pd.NaT, "", " \n"])
 def test_missing_labels_are_found(container: Any, missing: Any) -> None:
-    assert present(container(["a", missing, ""]), 3).tolist() == [True, False, True]
+    assert present(container(["a", missing, "b"]), 3).tolist() == [True, False, True]
 
 
 def test_missing_labels_of_polars_are_found() -> None:
@@ -93,7 +93,7 @@ def test_rows_of_a_matrix_are_present(matrix: Any) -> None:
 
 
 def test_rows_without_any_label_are_present() -> None:
-    assert present([["a"], [], None], 3).tolist() == [True, True, False]
+    assert present([["a"], [], None, [""]], 4).tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize(

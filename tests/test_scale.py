@@ -426,6 +426,15 @@ def test_what_predict_writes_of_many_labels_evaluate_reads(file: Path, tmp_path:
     assert sum(result["labels"].values()) == sum(map(len, classifier.predict(texts)))
     with pytest.raises(ArgumentError, match="'o' stands in the label 'long'"):
         predict_file(tmp_path / "model", file, tmp_path / "out.csv", separator="o")
+    with pytest.raises(ArgumentError, match="separator ' ' is white space"):
+        predict_file(tmp_path / "model", file, tmp_path / "out.csv", separator=" ")
+
+
+def test_a_file_that_may_not_quote_is_told_once(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text('text\tnote\n"the wind\tb\nthe train"\tc\n')
+    with pytest.warns(SondeWarning) as caught:
+        predict_file(model, tmp_path / "in.tsv", tmp_path / "out.tsv", cache=None)
+    assert [w.message.code for w in caught if isinstance(w.message, SondeWarning)] == ["odd_quotes"]
 
 
 @pytest.mark.slow

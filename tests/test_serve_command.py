@@ -18,6 +18,7 @@ import serving  # noqa: F401  skips where the extra is not installed
 from samples import Run, command, make, saved, worded
 
 from sonde.errors import ArgumentError
+from sonde.serve import Settings
 
 TEXTS, LABELS = worded(90)
 run = pytest.fixture(command)
@@ -151,6 +152,19 @@ def test_mistakes_end_with_a_sentence_and_exit_code_2(folder: Path, run: Run, tm
     assert twice.code == 2 and "Two models are called 'words'" in twice.err
     for done in (absent, twice):
         assert done.err.startswith("error: ") and done.err.count("\n") <= 3
+
+
+def test_an_empty_token_is_refused_and_an_empty_variable_is_none(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object, settings: Settings, **__: object) -> None:
+        raise ArgumentError(f"token {settings.token}")
+
+    monkeypatch.setattr("sonde.serve.open_service", stop)
+    monkeypatch.setenv("SONDE_TOKEN", "")
+    assert "token None" in run("serve", folder).err
+    done = run("serve", folder, "--token", "")
+    assert done.code == 2 and "must have at least 16 ASCII characters" in done.err
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sonde.errors import ArgumentError, DataError
+from sonde.errors import ArgumentError, DataError, SondeWarning
+from sonde.scale.parts import cut
 from sonde.tables import (
     EXTENSIONS,
     Table,
@@ -359,6 +362,51 @@ def test_the_separator_splits_the_header_and_the_first_row_alike(
     assert read_table(put(tmp_path, "t.csv", content)).columns == columns
 
 
+@pytest.mark.parametrize("columns", [None, ["text"], ["text", "label"]])
+def test_a_header_that_a_sign_splits_names_the_row_that_it_does_not(tmp_path: Path, columns: list[str] | None) -> None:
+    path = put(tmp_path, "t.csv", "text;label\nhello; you;x\nb;y\n")
+    sentence = "row 1 (line 2) has 3 fields, the header has 2; put a text that contains ';'"
+    assert sentence in refusal(path, columns)
+    path = put(tmp_path, "t.csv", "text;label\nwell, hello; you;x\nb;y\n")
+    assert sentence in refusal(path, columns)
+    if columns:
+        path = put(tmp_path, "t.csv", "text;label\nhello\nb;y\n")
+        assert "row 1 (line 2) has 1 fields, the header has 2" in refusal(path, columns)
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [("text; the review", "one; two; three"), ("text;review", "one text"), ("a;b\tc", "x\ty\tz;u;v")],
+)
+def test_a_header_of_one_column_may_hold_signs(tmp_path: Path, header: str, text: str) -> None:
+    path = put(tmp_path, "t.csv", f"{header}\n{text}\n")
+    assert read_table(path).columns == read_table(path, [header]).columns == {header: [text]}
+
+
+def test_columns_without_a_name_are_left_out_if_nothing_stands_in_them(tmp_path: Path) -> None:
+    path = put(tmp_path, "t.csv", "text,label,,\nhi,1,,\nyou,2, ,\n")
+    assert read_table(path).columns == {"text": ["hi", "you"], "label": ["1", "2"]}
+    assert read_table(path, ["label"]).columns == {"label": ["1", "2"]}
+    said = refusal(put(tmp_path, "t.csv", "text,label,,\nhi,1,,\nyou,2,,note\n"))
+    assert said == "t.csv: row 2 (line 3) holds 'note', but columns 3 and 4 have no name; name them, or remove them."
+    said = refusal(put(tmp_path, "t.csv", f"text{',' * 30}\nhi{',x' * 30}\n"))
+    assert "columns 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 18 more have no name" in said
+    assert "t.csv: the header (line 1) names no column" in refusal(put(tmp_path, "t.csv", ",\n1,2\n"))
+    assert read_table(put(tmp_path, "t.csv", ",text\n0,hi\n")).columns == {"": ["0"], "text": ["hi"]}
+
+
+@pytest.mark.parametrize("read", [read_table, lambda path: draw_table(path, 9), lambda path: cut(path, "text")])
+def test_a_tsv_that_may_not_quote_is_told(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = put(tmp_path, "t.tsv", 'text\tlabel\nfine\ta\n"so she said\tb\nand went"\tc\n')
+    with pytest.warns(SondeWarning, match=r"1 cells between double quotes hold .* the first in row 2\. ") as caught:
+        read(path)
+    assert [w.message.code for w in caught if isinstance(w.message, SondeWarning)] == ["odd_quotes"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(put(tmp_path, "u.tsv", 'text\tlabel\n"two\nlines"\ta\n"a\ttab"\tb\n'))
+        read(put(tmp_path, "t.csv", 'text,label\n"a\ttab\nand a line",c\n'))
+
+
 def test_a_column_that_may_be_several_is_told_how_fields_are_separated(tmp_path: Path) -> None:
     path = put(tmp_path, "t.csv", "text;label, gold\nwell, fine;x\n")
     assert "separated by commas, semicolons or tabs" in refusal(path, ["text"])
@@ -399,6 +447,9 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         read_table(path, [])
     with pytest.raises(ArgumentError, match="separator is empty"):
         label_column(read_table(path), "text", separator="")
+    for blank in (" ", "\t"):
+        with pytest.raises(ArgumentError, match="is white space: a cell that holds it alone"):
+            label_column(read_table(path), "text", separator=blank)
     with (
         pytest.raises(ArgumentError, match="mode 'a' is unknown; it must be one of: w, wb"),
         write_atomically(path, "a"),

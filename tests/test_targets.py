@@ -110,8 +110,17 @@ class _Colour(str, enum.Enum):  # noqa: UP042 - as many write it
     BLUE = "blue"
 
 
+class _Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
 def test_labels_of_an_enumeration_are_its_values():
     assert encode([_Colour.RED, _Colour.BLUE]).classes.tolist() == ["blue", "red"]
+    classes = encode([_Level.HIGH, 1]).classes
+    assert classes.tolist() == [1, 2]
+    for levels in ([_Level.HIGH], np.array([_Level.HIGH], dtype=object)):
+        assert encode_against(levels, classes, False).ids.tolist() == [1]
 
 
 @pytest.mark.parametrize(

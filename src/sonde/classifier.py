@@ -156,7 +156,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         texts : sequence of str
             List, tuple, array, pandas or polars Series.
         labels : sequence of str, int or bool; lists of labels, or a 0/1 matrix, for multi-label data
-            Rows whose label is None or NaN are left out, with a warning.
+            Rows whose label is None, NaN or blank text are left out, with a warning.
         sample_weight : sequence of float, optional
             Whole numbers count rows: 2 is a row that stands twice. Others are relative: their unit does not matter. A
             row of weight 0 is left out.
@@ -366,7 +366,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return abstention.error_threshold(self.held_answers_, target_error)
 
     def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
-        """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1."""
+        """The metric that the classifier was asked to aim at, on these rows: accuracy, or macro F1.
+
+        Labels are taken as `sonde.evaluation.evaluate` takes them, with the same errors and warnings.
+        """
         check_is_fitted(self, "classes_")
         return score(self, texts, labels, sample_weight, lambda rows: self.decide(self.predict_proba(rows)))
 

@@ -14,16 +14,12 @@ from jaxtyping import Bool, Float, Float32, Int64
 from sklearn.utils.validation import check_is_fitted
 
 from sonde.classifier import TextClassifier
-from sonde.errors import DataError, warn
-from sonde.inputs import as_texts, one_column, present, taken
+from sonde.errors import warn
 from sonde.learn import metrics
 from sonde.learn.abstention import risk_coverage
 from sonde.learn.calibration import to_probabilities
 from sonde.learn.splitting import text_keys
-from sonde.learn.targets import encode_against, unseen
-
-NAMED_LABELS = 5
-"""Labels that a warning names; the report counts all."""
+from sonde.rows import as_tested
 
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of answered texts at which the report gives the error; below a half a classifier is hardly of use."""
@@ -91,35 +87,26 @@ class Judged:
 def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     """Score labelled rows; arguments, errors and warnings as of `evaluate`."""
     check_is_fitted(classifier, "classes_")
-    rows, labels = as_texts(texts), one_column(labels)
-    given, here = len(rows), present(labels, len(rows))
-    if not here.all():
-        warn(f"{int((~here).sum())} rows have no label and are left out.", "missing_labels", int((~here).sum()))
-        labels, rows = taken(labels, here), taken(rows, here)
-    if not rows:
-        raise DataError("There are no labelled rows to evaluate on.")
-    labels = _named(labels, classifier.label_names_)
-    form = (classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
-    targets, strange = encode_against(labels, *form), unseen(labels, *form)
-    assert targets.strange is not None, "labels were held against known classes"
-    known = np.isin(text_keys(rows), classifier.train_keys_)
-    warn_unseen(strange, classifier.classes_)
+    rows = as_tested(classifier, texts, labels)
+    assert rows.targets.strange is not None, "labels were held against known classes"
+    known = np.isin(text_keys(rows.texts), classifier.train_keys_)
     warn_known_texts(known)
     started = time.perf_counter()
-    parts = list(classifier.stream(rows))
+    parts = list(classifier.stream(rows.texts))
     logits = np.concatenate([part.logits for part in parts])  # row class
     return Judged(
-        rows=np.flatnonzero(here),
-        given=given,
-        texts=rows,
-        labels=list(labels) if getattr(labels, "ndim", 1) == 1 else labels,  # a Series counts by its index
-        truth=targets.indicator,
-        strange=targets.strange,
+        rows=np.flatnonzero(rows.here),
+        given=len(rows.here),
+        texts=rows.texts,
+        # a Series counts by its index
+        labels=list(rows.labels) if getattr(rows.labels, "ndim", 1) == 1 else rows.labels,
+        truth=rows.targets.indicator,
+        strange=rows.targets.strange,
         probabilities=to_probabilities(logits, classifier.multilabel_),
         truncated=np.concatenate([part.truncated for part in parts]),
         depths=np.concatenate([part.depths for part in parts]),
         known=known,
-        unseen=strange,
+        unseen=rows.unseen,
         seconds=time.perf_counter() - started,
     )
 
@@ -155,39 +142,6 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
     report["roc_auc"] = metrics.mean_of(table, "roc_auc")
     report["per_class"] = table
     return report
-
-
-def _named(labels: Any, names: dict[str, str]) -> Any:
-    if not names or getattr(labels, "ndim", 1) != 1:
-        return labels
-    return [[names.get(str(x), x) for x in v] if isinstance(v, list | tuple) else names.get(str(v), v) for v in labels]
-
-
-def warn_unseen(strange: dict[Any, int], classes: np.ndarray) -> None:
-    """Say which labels of test rows, and how often, no training row has; and which seem to be written otherwise."""
-    if strange:
-        count = sum(strange.values())
-        shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
-        more = f" and {len(strange) - NAMED_LABELS} more" if len(strange) > NAMED_LABELS else ""
-        warn(
-            f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}."
-            f"{_alike(strange, classes)}",
-            "unseen_labels",
-            count,
-        )
-
-
-def _alike(strange: dict[Any, int], classes: np.ndarray) -> str:
-    """A known label that reads like one of these: another case, blanks, or the ".0" of a column that had gaps."""
-    known = {_bare(label): label for label in reversed(classes.tolist())}
-    for label in strange:
-        if (near := known.get(_bare(label))) is not None:
-            return f" The model knows {near!r}: write {label!r} as in training."
-    return ""
-
-
-def _bare(label: Any) -> str:
-    return str(label).strip().casefold().removesuffix(".0")
 
 
 def warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:

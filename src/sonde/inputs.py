@@ -91,7 +91,7 @@ def one_column(labels: Any) -> Any:
 
 
 def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:
-    """Which rows have a label; None and NaN are missing.
+    """Which rows have a label; None, NaN and blank text are missing.
 
     Raises
     ------
@@ -118,6 +118,8 @@ def taken(entries: Any, kept: Bool[np.ndarray, " row"]) -> Any:
 
 def _missing(label: object) -> bool:
     label = label.item() if isinstance(label, np.generic) else label
+    if isinstance(label, str):
+        return not label.strip()
     return (
         label is None or (isinstance(label, float) and label != label) or type(label).__name__ in ("NAType", "NaTType")
     )

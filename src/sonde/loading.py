@@ -7,6 +7,7 @@ named    errors of a damaged record -> a sentence with its folder
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from sonde.learn import abstention, conformal, learning
 from sonde.learn.problem import Record
 from sonde.learn.recipes import find
 from sonde.plan import ABOUT, BUNDLE
+
+logger = logging.getLogger(__name__)
 
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """What Python says of entries that no fit has written: missing, of another kind or size, nested without end."""
@@ -84,12 +87,24 @@ def recall(
 
 
 def located(folder: Path | str, revision: str | None = None) -> Path | str:
-    """The folder of a model; where there is none of this name, what the hub has under this id, fetched."""
+    """The folder of a model; where neither it nor a folder that could hold it is here, what the hub has, fetched."""
     if not saving.standing(folder).exists() and hub.looks_like_an_id(str(folder)):
+        _check_absent(Path(folder))
+        logger.info("there is no folder %s; the model hub is asked for it", folder)
         return hub.fetch(str(folder), revision)
     if revision is not None:
         raise ArgumentError(f"revision is {revision!r}; only models on the hub have revisions, and {folder} is none.")
     return folder
+
+
+def _check_absent(folder: Path) -> None:
+    """A folder that is missing beside others is more often a slip than an id on the hub."""
+    if folder.parent.is_dir():
+        raise ModelError(
+            f"{folder} does not exist: there is a folder {folder.parent} here, but it holds no {folder.name}. Give a "
+            "folder that `sonde fit --out` or `TextClassifier.save` wrote; if the model lies on the hub under this id, "
+            "run from another folder."
+        )
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 Labelled        texts, targets and weights of training or validation rows
 as_labelled     what a user hands over -> Labelled
+Tested          the same of rows that a fitted classifier is measured on
+as_tested       what a user hands over -> Tested
 with_validation training rows and the user's validation rows, if any -> all rows, and which train and choose
 score           what a fitted classifier reaches on labelled rows, by its metric
+warn_unseen     labels of test rows that no training row has
 check_class_weight, class_factors   `class_weight`, judged, and as a factor for each row
 """
 
@@ -19,9 +22,12 @@ from sonde.errors import ArgumentError, DataError, choose, warn
 from sonde.inputs import as_groups, as_texts, as_weights, one_column, present, taken
 from sonde.learn import metrics
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
-from sonde.learn.targets import Targets, encode, encode_against
+from sonde.learn.targets import Targets, encode, encode_against, is_collection, plain, unseen
 
 FEW_ROWS = 20  # with fewer, a class of one row is no sign of a wrong column
+
+NAMED_LABELS = 5
+"""Labels that a warning names; the report counts all."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,8 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None, gr
     rows, labels = as_texts(texts), one_column(labels)
     here = present(labels, len(rows))
     heavy, own = as_weights(weights, len(rows)), as_groups(groups, len(rows))
-    if missing := int((~here).sum()):
-        warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
+    _check_present(here, heavy)
     kept = here & (heavy > 0)
-    if not kept.any() and here.any():
-        raise ArgumentError("sample_weight is 0 for every row that has a label; some must weigh more.")
     if not kept.all():
         labels, rows, heavy = taken(labels, kept), taken(rows, kept), heavy[kept]
         own = None if own is None else own[kept]
@@ -63,6 +66,74 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None, gr
         _warn_blanks(told.classes.tolist())
         _warn_many(told)
     return Labelled(rows, told, heavy if _whole(heavy) else heavy / heavy.mean(), own)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Rows that a fitted classifier is measured on, checked."""
+
+    here: Bool[np.ndarray, " given"]
+    """Which of the rows that were given have a label; the others are left out."""
+    texts: list[str]
+    """One text a row."""
+    labels: Any
+    """One a row, a list a row, or a 0/1 matrix with a row each; under their names, if the classifier has names."""
+    targets: Targets
+    """The labels over the classes of the classifier."""
+    unseen: dict[Any, int]
+    """Labels that the classifier does not know, with their rows, most frequent first."""
+    weights: Float[np.ndarray, " row"] | None
+    """None: all rows weigh the same."""
+
+
+def as_tested(classifier: Any, texts: Any, labels: Any, weights: Any = None) -> Tested:
+    """Check texts, labels and weights together; leave out rows without a label.
+
+    Names given with `--label-names` and the labels they stand for are both understood.
+
+    Raises
+    ------
+    DataError, ArgumentError
+        Also if no row has a label.
+
+    Warns
+    -----
+    SondeWarning
+        missing_labels, unseen_labels and those about odd texts.
+    """
+    rows, labels = as_texts(texts), one_column(labels)
+    here = present(labels, len(rows))
+    heavy = None if weights is None else as_weights(weights, len(rows))
+    _check_present(here, heavy)
+    if not here.any():
+        raise DataError("There are no labelled rows to evaluate on.")
+    if not here.all():
+        labels, rows = taken(labels, here), taken(rows, here)
+        heavy = None if heavy is None else heavy[here]
+    labels = _named(labels, getattr(classifier, "label_names_", {}))
+    form = (classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
+    targets = encode_against(labels, *form, (np.flatnonzero(here) + 1).tolist())
+    strange = unseen(labels, *form)
+    warn_unseen(strange, classifier.classes_)
+    return Tested(here, rows, labels, targets, strange, heavy)
+
+
+def _check_present(here: Bool[np.ndarray, " row"], weights: Float[np.ndarray, " row"] | None) -> None:
+    if missing := int((~here).sum()):
+        warn(f"{missing} rows have no label and are left out.", "missing_labels", missing)
+    if weights is not None and here.any() and not weights[here].any():
+        raise ArgumentError("sample_weight is 0 for every row that has a label; some must weigh more.")
+
+
+def _named(labels: Any, names: Mapping[str, str]) -> Any:
+    """Labels under their names, where they have one."""
+    if not names or getattr(labels, "ndim", 1) != 1:
+        return labels
+
+    def name(label: Any) -> Any:
+        return names.get(str(plain(label)), label)
+
+    return [[name(one) for one in label] if is_collection(label) else name(label) for label in labels]
 
 
 def with_validation(train: Labelled, validation: Any, seed: int, n_folds: int = 5) -> tuple[Labelled, Folds]:
@@ -117,15 +188,39 @@ def score(
     weights: Any,
     decide: Callable[[list[str]], Bool[np.ndarray, "row class"]],
 ) -> float:
-    """Macro F1 if the classifier aims at it, else accuracy; labels and weights are judged before texts are read."""
-    rows, labels = as_texts(texts), one_column(labels)
-    present(labels, len(rows))
-    truth = encode_against(labels, classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
-    heavy = None if weights is None else as_weights(weights, truth.rows)
-    decided = decide(rows)
+    """Macro F1 if the classifier aims at it, else accuracy; rows are judged as by `as_tested` before texts are read."""
+    rows = as_tested(classifier, texts, labels, weights)
+    truth, decided = rows.targets, decide(rows.texts)
     if classifier.metric == "macro_f1":
-        return metrics.macro_f1(truth.indicator, decided, heavy, truth.foreign)
-    return metrics.accuracy(truth.indicator, decided, heavy, truth.strange)
+        return metrics.macro_f1(truth.indicator, decided, rows.weights, truth.foreign)
+    return metrics.accuracy(truth.indicator, decided, rows.weights, truth.strange)
+
+
+def warn_unseen(strange: dict[Any, int], classes: np.ndarray) -> None:
+    """Say which labels of test rows, and how often, no training row has; and which seem to be written otherwise."""
+    if strange:
+        count = sum(strange.values())
+        shown = ", ".join(f"{label!r} ({rows})" for label, rows in list(strange.items())[:NAMED_LABELS])
+        more = f" and {len(strange) - NAMED_LABELS} more" if len(strange) > NAMED_LABELS else ""
+        warn(
+            f"{count} rows have labels that the model never saw; counted as wrong: {shown}{more}."
+            f"{_alike(strange, classes)}",
+            "unseen_labels",
+            count,
+        )
+
+
+def _alike(strange: dict[Any, int], classes: np.ndarray) -> str:
+    """A known label that reads like one of these: another case, blanks, or the ".0" of a column that had gaps."""
+    known = {_bare(label): label for label in reversed(classes.tolist())}
+    for label in strange:
+        if (near := known.get(_bare(label))) is not None:
+            return f" The model knows {near!r}: write {label!r} as in training."
+    return ""
+
+
+def _bare(label: Any) -> str:
+    return str(label).strip().casefold().removesuffix(".0")
 
 
 def _whole(numbers: Float[np.ndarray, " _"]) -> bool:

@@ -55,5 +55,5 @@ def _is_number(label: object) -> bool:
 def no_label(classes: np.ndarray) -> Any:
     """What stands for a label where none is named: "" beside texts, the number below the least, None beside bool."""
     if classes.dtype.kind in "US":
-        return "" if "" not in classes.tolist() else "<no label>"
+        return ""  # a blank label is a missing one, and no class
     return None if classes.dtype == bool else int(classes.min()) - 1

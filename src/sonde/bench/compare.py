@@ -34,12 +34,13 @@ from sonde.bench.cells import Cells, table, write_page
 from sonde.bench.tables import pack, unpack
 from sonde.cost import Meter
 from sonde.errors import ArgumentError, DataError, SondeError, SondeWarning, choose, warn
-from sonde.evaluation import warn_known_texts, warn_unseen
+from sonde.evaluation import warn_known_texts
 from sonde.inputs import as_texts, present
 from sonde.learn import metrics
 from sonde.learn.splitting import text_keys
 from sonde.learn.targets import encode, encode_against, unseen
 from sonde.progress import tracked
+from sonde.rows import warn_unseen
 from sonde.tables.atomic import check_writable
 
 logger = logging.getLogger(__name__)
@@ -118,8 +119,8 @@ def compare(
     Returns
     -------
     dict
-        `cells` (name -> figures, or `failed` and a sentence), `metric`, `missing` (names), `recommended`,
-        `reason`, `written`.
+        `cells` (name -> figures, or `failed` and a sentence), `metric`, `missing` (names), `interrupted` (whether by
+        Ctrl+C), `recommended`, `reason`, `written`.
 
     Raises
     ------
@@ -135,13 +136,14 @@ def compare(
     _warn_of_test_rows(train, test)
     until = None if time_limit is None else time.monotonic() + time_limit
     said: set[str] = set()
+    interrupted = False
     try:
         for name in tracked([name for name in asked if cells.lacks(name)], "comparing", "candidates"):
             with _until(until), _once(said):
                 cell = fit_and_measure(CANDIDATES[name], train, test, setting)
             cells.put(name, cell)
-    except (_OutOfTimeError, KeyboardInterrupt):
-        pass  # what is done is kept, and shown
+    except (_OutOfTimeError, KeyboardInterrupt) as stop:  # what is done is kept, and shown
+        interrupted = isinstance(stop, KeyboardInterrupt)
     found = {name: cells.content["cells"][name] for name in asked if name in cells}
     best = recommend(found, setting.metric)
     written = write_page(cells.path, to_markdown(cells.content)) if found else []
@@ -149,6 +151,7 @@ def compare(
         "cells": found,
         "metric": setting.metric,
         "missing": [name for name in asked if name not in found],
+        "interrupted": interrupted,
         **best,
         "written": [str(path) for path in written],
     }

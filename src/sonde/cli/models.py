@@ -276,7 +276,7 @@ def _telling(source: Path, column: str, limit: int) -> list[str]:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model or a store.")],
+    path: Annotated[Path, typer.Argument(metavar="MODEL|STORE", help="A saved model, its hub id, or a store.")],
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw a model's layers and neurons into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -290,9 +290,11 @@ def inspect(
             result |= {"kind": "store", "path": str(path), "blocks": Store(path).describe()}
         else:
             from sonde.explanation import map_layers
+            from sonde.loading import located
             from sonde.saving import manifest
 
-            result |= {"kind": "model", "path": str(path), **manifest(path), "layers": map_layers(path)}
+            folder = located(path)
+            result |= {"kind": "model", "path": str(path), **manifest(folder), "layers": map_layers(folder)}
             if svg:
                 _draw(result, svg)
                 result["svg"] = str(svg)

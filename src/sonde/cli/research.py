@@ -52,6 +52,8 @@ def compare(
         learned, asked = (Rows.of(*labelled(path, text, label, label_separator, {})) for path in (train, test))
         setting = Setting(tuple(backbone or [BUNDLE]), opened_cache(cache, no_cache), metric.value, seed)
         result |= compared(learned, asked, setting, out, names=only, time_limit=time_limit)
+    if result["interrupted"]:
+        raise KeyboardInterrupt
 
 
 def recipes(as_json: Json = False) -> None:

@@ -127,7 +127,7 @@ def serve(
     with session("listening", as_json) as result:
         from sonde.serve import Settings, named_folders, open_service
 
-        settings = Settings(host, port, token or None, *bounds)
+        settings = Settings(host, port, token, *bounds)
         service = open_service(named_folders(models), settings, backbones=backbone, dtype=dtype, device=device)
         result |= {"url": service.url, "models": service.models.names}
     from sonde.serve.logs import to_stderr

@@ -4,6 +4,8 @@ Targets           classes, (row, class) indicator, single- or multi-label
 encode            labels of a training set -> Targets
 encode_against    labels of a test set -> Targets over the classes of a model
 unseen            which labels a model's classes do not contain, with counts
+plain             a label as Python has it
+is_collection     whether an entry is several labels
 """
 
 from collections import Counter
@@ -172,7 +174,7 @@ def _read(labels: Any, places: Sequence[int] | None, matrix: bool | None) -> tup
     if not items:
         raise DataError("There are no labels: a classifier needs at least two classes.")
     places = range(1, len(items) + 1) if places is None else places
-    if _is_collection(items[0]):
+    if is_collection(items[0]):
         return _read_lists(items, places, matrix)
     return [[label] for label in _of_one_type(list(zip(places, items, strict=True)))], False, None
 
@@ -197,7 +199,7 @@ def _read_lists(
     items: list[Any], places: Sequence[int], matrix: bool | None
 ) -> tuple[list[list[Label]], bool, int | None]:
     for row, item in zip(places, items, strict=True):
-        if not _is_collection(item):
+        if not is_collection(item):
             raise DataError(
                 f"Row {places[0]} is a list of labels, but row {row} is {_shown(item)}. Make every row a list."
             )
@@ -233,13 +235,14 @@ def _is_bit(value: object) -> bool:
     return isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1)
 
 
-def _is_collection(item: object) -> bool:
+def is_collection(item: object) -> bool:
+    """Whether an entry is several labels, not one."""
     return isinstance(item, Iterable) and isinstance(item, Sized) and not isinstance(item, str | bytes | dict)
 
 
 def _of_one_type(cells: list[tuple[int, Any]]) -> list[Label]:
     """The labels as plain Python values; `cells` are (row, label), the row for sentences."""
-    labels = [_plain(row, item) for row, item in cells]
+    labels = [_checked(row, item) for row, item in cells]
     for (row, _), label in zip(cells, labels, strict=True):
         if type(label) is not type(labels[0]):
             first = f"{type(labels[0]).__name__} (row {cells[0][0]}: {labels[0]!r})"
@@ -250,8 +253,18 @@ def _of_one_type(cells: list[tuple[int, Any]]) -> list[Label]:
     return labels
 
 
-def _plain(row: int, item: Any) -> Label:
+def plain(item: Any) -> Any:
+    """A label as Python has it: of an enumeration its value, of a whole float the number."""
     value = item.item() if isinstance(item, np.generic) else item
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # columns with gaps often hold whole numbers as floats
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _checked(row: int, item: Any) -> Label:
+    value = plain(item)
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         raise DataError(f"The label of row {row} is missing. Leave out the rows without a label, or give them one.")
     if isinstance(value, str):
@@ -260,9 +273,7 @@ def _plain(row: int, item: Any) -> Label:
                 f"The label of row {row} is {_shown(value)}: the NUL characters at its end, with which some programs "
                 "fill columns, would be lost. Remove them."
             )
-        return str.__str__(value)  # of an enumeration its value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # columns with gaps often hold whole numbers as floats
+        return value
     if not isinstance(value, int):  # bool is an int
         what = "a fraction" if isinstance(value, float) else f"of type {type(value).__name__}"
         raise DataError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sonde.tables import iter_tables, text_column
+from sonde.tables.reading import warn_of_quotes
 
 PART_ROWS = 4096
 PART_CHARACTERS = 4 * 2**20
@@ -51,7 +52,7 @@ def cut(source: Path, text: str, rows: int | None = None) -> list[Part]:
 
 
 def _lengths(source: Path, text: str) -> Iterator[int]:
-    for table in iter_tables(source):
+    for table in warn_of_quotes(iter_tables(source)):
         yield from map(len, text_column(table, text))
 
 

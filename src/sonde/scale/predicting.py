@@ -21,6 +21,7 @@ from sonde.scale.parts import cut
 from sonde.scale.work import Added, Predicting
 from sonde.scale.workers import Workers, as_workers
 from sonde.tables import TableWriter, iter_tables, write_table
+from sonde.tables.columns import check_separator
 from sonde.tables.table import kind_of
 
 if TYPE_CHECKING:
@@ -146,9 +147,11 @@ def _digest(classifier: "TextClassifier") -> str:
 
 def _check_separator(separator: str, labels: Sequence[Any]) -> None:
     """A label that holds the separator would be read as two."""
-    if not separator or (inside := next((one for one in labels if separator in str(one)), None)) is not None:
-        why = f"stands in the label {inside!r}" if separator else "is empty"
-        raise ArgumentError(f"The label separator {separator!r} {why}; give other characters, for example ';'.")
+    check_separator(separator)
+    if (inside := next((one for one in labels if separator in str(one)), None)) is not None:
+        raise ArgumentError(
+            f"The label separator {separator!r} stands in the label {inside!r}; give other characters, for example ';'."
+        )
 
 
 def _finish(

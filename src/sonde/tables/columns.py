@@ -1,8 +1,9 @@
 """Columns: the cells of a column as texts or labels, and the rows that are neither, named.
 
-text_column    a column as texts; a missing cell is a blank text
-label_column   a column as labels; a missing cell is None
-described      a cell in words, for sentences
+text_column       a column as texts; a missing cell is a blank text
+label_column      a column as labels; a missing cell is None
+check_separator   what may stand between the labels of a cell
+described         a cell in words, for sentences
 """
 
 import math
@@ -67,11 +68,22 @@ def label_column(
     DataError
         There is no such column, a cell is no label, or two rows hold labels of different types: both are named.
     """
-    if separator == "":
-        raise ArgumentError("The label separator is empty; give one or more characters, for example ';'.")
+    if separator is not None:
+        check_separator(separator)
     labels = [_label(table, name, row, cell, separator) for row, cell in enumerate(_cells(table, name))]
     _check_one_type(table, name, labels)
     return labels
+
+
+def check_separator(separator: str) -> None:
+    """`ArgumentError` if labels cannot be told apart by it, or no cell can hold it alone."""
+    if not separator:
+        raise ArgumentError("The label separator is empty; give one or more characters, for example ';'.")
+    if separator.isspace():
+        raise ArgumentError(
+            f"The label separator {separator!r} is white space: a cell that holds it alone, to say that a text has no "
+            "label, would be blank. Give other characters, for example ';'."
+        )
 
 
 def _label(table: Table, name: str, row: int, cell: object, separator: str | None) -> Any:

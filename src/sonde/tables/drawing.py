@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sonde.errors import ArgumentError
-from sonde.tables.reading import iter_tables
+from sonde.tables.reading import iter_tables, warn_of_quotes
 from sonde.tables.table import Columns, Table
 
 
@@ -47,7 +47,7 @@ def draw_table(path: str | os.PathLike[str], rows: int, columns: Sequence[str] |
         raise ArgumentError(f"rows is {rows}; draw one row or more.")
     generator = np.random.default_rng(seed)
     drawn = _Drawn(rows)
-    for table in iter_tables(path, columns=columns):
+    for table in warn_of_quotes(iter_tables(path, columns=columns)):
         drawn.offer(table, generator.random(table.rows))
     drawn.shrink()
     return Table(table.path, drawn.columns, numbers=drawn.numbers.tolist())

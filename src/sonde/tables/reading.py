@@ -1,7 +1,8 @@
 """Reading: a file -> columns, streamed; what is wrong is said with file, row, line and column.
 
-read_table    a whole file
-iter_tables   a file in stretches of rows, in constant memory
+read_table       a whole file
+iter_tables      a file in stretches of rows, in constant memory
+warn_of_quotes   stretches, passed on; a .tsv that does not quote is told at the end
 """
 
 import csv
@@ -18,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from sonde.errors import ArgumentError, DataError
+from sonde.errors import ArgumentError, DataError, warn
 from sonde.tables.columns import described
-from sonde.tables.table import DELIMITERS, EXTENSIONS, Columns, Table, choose_columns, kind_of, repeated
+from sonde.tables.table import DELIMITERS, EXTENSIONS, SHOWN, Columns, Table, choose_columns, kind_of, repeated
 
 # The longest line and the longest cell, in bytes and characters. Real texts stay far below (the longest IMDb review has
 # 14,000 characters); what exceeds it is a binary file or a quote that was never closed, and must not fill the memory.
@@ -55,8 +56,13 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     ------
     DataError
         The file is missing, empty or damaged, or has no such column: the sentence names file, row and line.
+
+    Warns
+    -----
+    SondeWarning
+        odd_quotes: cells of a .tsv that hold both a tab and a line end.
     """
-    tables = list(iter_tables(path, columns=columns))
+    tables = list(warn_of_quotes(iter_tables(path, columns=columns)))
     whole = {name: [cell for table in tables for cell in table.columns[name]] for name in tables[0].columns}
     return Table(tables[0].path, whole)
 
@@ -71,6 +77,24 @@ def iter_tables(
     if rows < 1 or (columns is not None and not columns):
         raise ArgumentError(f"rows={rows}, columns={columns}: there must be one row and one column, or more.")
     return _stretches(_existing(Path(path)), rows, columns)
+
+
+def warn_of_quotes(tables: Iterator[Table]) -> Iterator[Table]:
+    """Pass on the stretches of a file; behind the last, warn of cells of a .tsv that hold a tab and a line end."""
+    rows: list[int] = []
+    for table in tables:
+        if kind_of(table.path) == "tsv":
+            cells = (entry for column in table.columns.values() for entry in enumerate(column))
+            rows += [table.number(row) for row, cell in cells if "\t" in str(cell) and "\n" in str(cell)]
+        yield table
+    if rows:
+        warn(
+            f"{table.path}: {len(rows)} cells between double quotes hold a tab and a line end, the first in row "
+            f"{min(rows)}. If each is several rows, the file does not quote: put texts with double quotes in them "
+            "between double quotes and double those inside, or save it as CSV.",
+            "odd_quotes",
+            len(rows),
+        )
 
 
 def _stretches(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[Table]:
@@ -150,7 +174,7 @@ def _lines(path: Path) -> Iterator[_Lines]:
 
 
 def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[Columns]:
-    delimiter, told = _delimiter(path)
+    delimiter, told = _delimiter(path, columns)
     with _lines(path) as lines:
         rest = iter(lines)
         if told:
@@ -159,7 +183,9 @@ def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Ite
         header = _record(reader, lines)
         if header is None:
             raise DataError(f"{path} holds only blank lines; it needs column names and at least one row.")
-        places = [header.index(name) for name in choose_columns(path, header, columns)]
+        unnamed = _unnamed(header, lines)
+        names = [name for name in header if name] if unnamed else header
+        places = [header.index(name) for name in choose_columns(path, names, columns)]
         cells: list[list[object]] = [[] for _ in places]
         lines.next_row()
         while (record := _record(reader, lines)) is not None:
@@ -168,6 +194,8 @@ def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Ite
                     f"has {len(record)} fields, the header has {len(header)}; "
                     f"put a text that contains {delimiter!r} or a line break between double quotes."
                 )
+            if held := [record[place] for place in unnamed if record[place].strip()]:
+                lines.fault(f"holds {held[0]!r:.40}, but {_places(unnamed)} have no name; name them, or remove them.")
             for column, place in zip(cells, places, strict=True):
                 column.append(record[place])
             lines.next_row()
@@ -178,11 +206,28 @@ def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Ite
             yield {header[place]: column for place, column in zip(places, cells, strict=True)}
 
 
-def _delimiter(path: Path) -> tuple[str, bool]:
+def _unnamed(header: Sequence[str], lines: _Lines) -> list[int]:
+    """Return the places of columns without a name, which spreadsheets leave behind, if there are several."""
+    places = [place for place, name in enumerate(header) if not name]
+    if 1 < len(places) == len(header):
+        lines.fault("names no column; put the names of the columns in the first line.")
+    return places if len(places) > 1 else []
+
+
+def _places(places: Sequence[int]) -> str:
+    """Return `columns 3 and 4`, counted from 1."""
+    numbers = [str(place + 1) for place in places]
+    if len(numbers) > SHOWN:
+        numbers[SHOWN:] = [f"{len(numbers) - SHOWN} more"]
+    return f"columns {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def _delimiter(path: Path, columns: Sequence[str] | None) -> tuple[str, bool]:
     """Return what separates the fields, and whether a line of its own before the header says so.
 
     In a .csv whose header and first row hold no comma between fields it is the sign that splits both alike:
-    spreadsheets write semicolons where the comma is the decimal sign.
+    spreadsheets write semicolons where the comma is the decimal sign. If none does, it is the one that splits the
+    header, so that the row is named which does not fit.
     """
     usual = DELIMITERS[kind_of(path)]
     head = _head(path) if usual == "," else []
@@ -190,9 +235,22 @@ def _delimiter(path: Path) -> tuple[str, bool]:
         return told[1], True
     if head and head[-1].count('"') % 2:  # its text goes on in the next line
         head = head[:1]
-    fits = {sign: _fields(head, sign) for sign in (",", ";", "\t")}
+    fits = {sign: _fields(head, sign) for sign in (",", ";", "\t")} if head else {usual: 0}
     best = max(fits, key=lambda sign: fits[sign])
-    return (best if fits[best] > 1 >= fits[usual] else usual) if head else usual, False
+    if fits[best] <= 1 and _fields(head[:1], usual) == 1:
+        alone = [sign for sign in fits if _splits(head, sign, columns)]
+        return alone[0] if len(alone) == 1 else usual, False
+    return best if fits[best] > 1 >= fits[usual] else usual, False
+
+
+def _splits(head: Sequence[str], sign: str, columns: Sequence[str] | None) -> bool:
+    """Whether a sign splits the header into the columns that are asked for; if none are, the first row too."""
+    names = _split(head[0], sign)
+    if _fields(head[:1], sign) <= 1:
+        return False
+    if columns is not None:
+        return set(columns) <= set(names)
+    return len(_split(head[-1], sign)) > 1 and all(name == name.strip() for name in names)
 
 
 def _head(path: Path) -> list[str]:
@@ -204,12 +262,16 @@ def _head(path: Path) -> list[str]:
 
 def _fields(lines: Sequence[str], sign: str) -> int:
     """How many fields a sign makes of each of these lines; 0 where they differ, or a quote stands within one."""
-    try:
-        rows = [next(csv.reader([line], delimiter=sign), []) for line in lines]
-    except csv.Error:  # of a damaged header, which is refused by those who read it
-        return 0
+    rows = [_split(line, sign) for line in lines]
     counts = {len(row) for row in rows}
     return counts.pop() if len(counts) == 1 and not any('"' in cell for cell in rows[0]) else 0
+
+
+def _split(line: str, sign: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=sign), [])
+    except csv.Error:  # of a damaged header, which is refused by those who read it
+        return []
 
 
 def _record(reader: Any, lines: _Lines) -> list[str] | None:

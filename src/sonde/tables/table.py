@@ -17,6 +17,8 @@ from sonde.errors import DataError
 Columns = dict[str, list[object]]
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+# What other programs take for their own input and output.
+STREAMS = ("-", "/dev/stdin", "/dev/stdout")
 # Names shown in a sentence before "and N more": a line or two of a terminal.
 SHOWN = 12
 
@@ -28,7 +30,7 @@ class Table:
     path: Path
     """The file, named in error sentences."""
     columns: Columns
-    """Column name -> one cell per row: str in csv and tsv, the file's own types elsewhere, None where missing."""
+    """Column name -> one cell per row: str in csv and tsv ("" where missing), else the file's own types or None."""
     start: int = 0
     """Rows of the file that stand before the first row here."""
     numbers: Sequence[int] | None = None
@@ -51,6 +53,11 @@ class Table:
 
 def kind_of(path: Path) -> str:
     """Return csv, tsv, jsonl or parquet."""
+    if str(path) in STREAMS:
+        raise DataError(
+            f"{path} is no file. Input comes from a file, as it is read more than once; output goes to a file, because "
+            "it is written whole or not at all and can be resumed. Give a name such as labelled.csv."
+        )
     extension = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
     if extension not in EXTENSIONS:
         raise DataError(f"{path} has the unknown extension {extension!r}; it must be one of: {', '.join(EXTENSIONS)}.")
