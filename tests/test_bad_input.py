@@ -415,7 +415,7 @@ def test_hardly_any_rows(recipe: str) -> None:
     unknown = {"accuracy": None, "macro_f1": None, "log_loss": None}
     assert classifier.summary_["out_of_fold"] == {"rows": 0, **unknown}
     assert set(classifier.predict(NEW_TEXTS)) <= {"weather", "post"}
-    with pytest.warns(sonde.errors.SondeWarning, match="need at least 19 rows held out"):
+    with pytest.warns(sonde.errors.SondeWarning, match="need at least 19 texts held out"):
         assert classifier.predict_set(["wind"]) == [["post", "weather"]]
 
 

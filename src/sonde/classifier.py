@@ -24,7 +24,7 @@ from sonde.inputs import as_texts
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
-from sonde.learn.splitting import Folds, text_keys
+from sonde.learn.splitting import Folds, first_rows, text_keys
 from sonde.plan import (
     BUNDLE,
     about,
@@ -242,7 +242,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: Float[np.ndarray, " row"],
         folds: Folds,
     ) -> None:
-        """Temperature and thresholds on the choosing rows; the conformal rows choose nothing."""
+        """Temperature and thresholds on the choosing rows; the conformal rows choose nothing, each text counts once."""
         finite = np.isfinite(held_out).all(axis=1)
         choosing = folds.choosing & finite
         logits, targets = held_out[choosing], both.targets.take(choosing)
@@ -251,7 +251,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.multilabel_:
             probabilities = calibration.to_probabilities(logits / self.temperature_, True)
             self.thresholds_ = calibration.fit_thresholds(probabilities, targets, weights[choosing])
-        calibrating = folds.conformal & finite & (both.weights > 0)
+        calibrating = np.flatnonzero(folds.conformal & finite & (both.weights > 0))
+        calibrating = calibrating[first_rows([both.texts[row] for row in calibrating])]  # a copy is no further draw
         probabilities = calibration.to_probabilities(held_out[calibrating] / self.temperature_, self.multilabel_)
         targets = both.targets.take(calibrating)
         self.conformal_scores_ = conformal.conformal_scores(probabilities, targets)
