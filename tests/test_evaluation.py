@@ -139,7 +139,7 @@ def test_texts_of_the_training_rows_are_counted_however_they_are_written(fitted:
     texts = [TEXTS[0].upper(), f"  {TEXTS[1]} ", *NEW_TEXTS[2:]]
     _, warning = warned("seen_in_training", evaluate, fitted, texts, NEW_LABELS)
     assert warning.count == 2
-    assert str(warning).startswith("2 of 120 texts stand in the training rows too")
+    assert str(warning).startswith("2 of 120 texts stand in the training or validation rows too")
 
 
 def test_a_saved_model_still_knows_its_training_texts(fitted: TextClassifier, tmp_path: object) -> None:
@@ -148,6 +148,16 @@ def test_a_saved_model_still_knows_its_training_texts(fitted: TextClassifier, tm
     fitted.save(f"{tmp_path}/model")
     _, warning = warned("seen_in_training", evaluate, sonde.load(f"{tmp_path}/model", cache=None), TEXTS, LABELS)
     assert warning.count == 90
+
+
+def test_texts_on_which_the_model_was_chosen_are_counted_too(tmp_path: object) -> None:
+    import sonde
+
+    make("lexical").fit(TEXTS, LABELS, validation=(NEW_TEXTS, NEW_LABELS)).save(f"{tmp_path}/model")
+    classifier = sonde.load(f"{tmp_path}/model", cache=None)
+    texts, labels = [*NEW_TEXTS[:7], "the hills"], [*NEW_LABELS[:7], "rail"]
+    _, warning = warned("seen_in_training", evaluate, classifier, texts, labels)
+    assert warning.count == 7
 
 
 def test_truncated_rows_are_counted(fitted: TextClassifier) -> None:

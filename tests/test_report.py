@@ -280,12 +280,12 @@ def test_known_and_repeated_texts_and_odd_labels_are_told(lexical: TextClassifie
     labels = [*NEW_LABELS[:20], other, LABELS[0], LABELS[1], "sail", None]
     page = written(tmp_path, lexical, [NEW_TEXTS[40], *texts], [None, *labels])
     said = page.parts["cautions"]
-    assert "2 texts of 24 (8.3%) stand in the training rows too" in said and "Rows 23, 24." in said
+    assert "2 texts of 24 (8.3%) stand in the training or validation rows too" in said and "Rows 23, 24." in said
     assert "1 row repeats a text" in said and "1 text stands there with different labels" in said
     assert f"5, 22{NEW_LABELS[3]} (1); {other} (1)" in said
     assert "2 rows were left out" in said and "their rows count as wrong: sail (1)" in said
     assert "label unknown to the model" in page.parts["confusion"]
-    assert "2 rows whose texts the model was trained on are not judged" in page.parts["mislabelled"]
+    assert "2 rows whose texts the model was trained or chosen on are not judged" in page.parts["mislabelled"]
     assert "sail" not in page.parts["mistakes"]
 
 

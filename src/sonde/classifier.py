@@ -178,7 +178,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outcome, window = done.outcome, done.window
         if window:
             warn_lost(window)
-        self._keep(outcome.model, both, train, sources)
+        self._keep(outcome.model, both, sources)
         self._calibrate(outcome.held_out, both, weights, folds)
         self.summary_ = {
             "recipe": recipe.name,
@@ -225,7 +225,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         return open_sources(names, max_tokens=max_tokens, long_text=long_text, dtype=self.dtype, device=self.device)
 
-    def _keep(self, model: Fitted, both: Labelled, train: Labelled, sources: Mapping[int, "Source"]) -> None:
+    def _keep(self, model: Fitted, both: Labelled, sources: Mapping[int, "Source"]) -> None:
         self.model_ = model
         self.classes_ = both.targets.classes
         self.multilabel_ = both.targets.multilabel
@@ -233,7 +233,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         needed = {int(name.split("/")[0]) for name in model.needs}
         self.backbones_ = {index: about(source) for index, source in sources.items() if index in needed}
         self.label_names_: dict[str, str] = {}
-        self.train_keys_ = np.unique(text_keys(train.texts))
+        self.train_keys_ = np.unique(text_keys(both.texts))
 
     def _calibrate(
         self,

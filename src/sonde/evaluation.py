@@ -81,7 +81,7 @@ class Judged:
     depths: Int64[np.ndarray, " row"]
     """Layers that each text ran through."""
     known: Bool[np.ndarray, " row"]
-    """Whether a text stands in the training rows too."""
+    """Whether a text stands in the training or validation rows too."""
     unseen: dict[Any, int]
     """Labels that the model does not know, with their rows, most frequent first."""
     seconds: float
@@ -191,11 +191,11 @@ def _bare(label: Any) -> str:
 
 
 def warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:
-    """Say how many test rows stand in the training rows too."""
+    """Say how many test rows stand in the training or validation rows too."""
     if known.any():
         warn(
-            f"{int(known.sum())} of {len(known)} texts stand in the training rows too; figures on them flatter the "
-            "model.",
+            f"{int(known.sum())} of {len(known)} texts stand in the training or validation rows too; figures on them "
+            "flatter the model.",
             "seen_in_training",
             int(known.sum()),
         )
