@@ -82,6 +82,9 @@ def test_of_several_labels_one_never_seen_makes_the_row_wrong() -> None:
     assert (wrong["accuracy"], wrong["subset_accuracy"]) == (0, 0)
     given = sum(map(len, said))
     assert wrong["micro_f1"] == pytest.approx(2 * given / (given + given + 20))
+    with pytest.warns(SondeWarning, match="labels that the model never saw"):
+        twice = evaluate(classifier, NEW_TEXTS[:20], [[*labels, "nor this"] for labels in strange])
+    assert twice["micro_f1"] == pytest.approx(2 * given / (given + given + 40))
     assert classifier.score(NEW_TEXTS[:20], strange) == 0
     one = [*said[:19], strange[19]]
     assert classifier.score(NEW_TEXTS[:20], one) == pytest.approx(0.95)

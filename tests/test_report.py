@@ -18,9 +18,10 @@ import sonde
 from sonde import TextClassifier
 from sonde.errors import ArgumentError, DataError, ModelError
 from sonde.evaluation import evaluate
-from sonde.learn import metrics
+from sonde.learn import learning, metrics
 from sonde.show.report import report
 from sonde.show.report.charts import Axis, Curve, chart, round_values, thinned
+from sonde.show.report.depth import _of_each
 from sonde.show.report.doubts import _doubted, mislabelled, mistakes
 from sonde.show.report.intervals import around, resampled, wilson
 from sonde.show.report.markup import element, joined, percent, printable
@@ -228,6 +229,15 @@ def test_exits_are_shown_with_the_texts_that_left_there(tmp_path: Path) -> None:
         rows = int((subject.judged.depths == depth).sum())
         assert f"{depth}{rows}{percent(rows / 60)}" in page.parts["depth"]
     assert "hidden.3 mean" in page.parts["neurons"]
+
+
+@pytest.mark.slow
+def test_an_exit_gives_no_label_that_nobody_can_give() -> None:
+    classifier = make("stc-hidden", exit_loss=0.05, layers=3, eta=0.8).fit(TEXTS, [[label] for label in LABELS])
+    said = classifier.predict(NEW_TEXTS)
+    subject = describe(classifier, NEW_TEXTS, [[*labels, "never"] for labels in said], "m")
+    cascade = learning.as_cascade(classifier.model_)
+    assert cascade is not None and not _of_each(subject, cascade, list(range(60))).any()
 
 
 @pytest.mark.slow
@@ -472,10 +482,10 @@ def test_f1_of_classes_with_few_rows_lies_within_its_interval() -> None:
 
 def test_labels_that_nobody_can_give_are_in_the_figure_and_in_its_interval() -> None:
     rng = np.random.default_rng(0)
-    truth, strange = rng.random((200, 3)) < 0.4, rng.random(200) < 0.5
+    truth, unknown = rng.random((200, 3)) < 0.4, rng.integers(4, size=200)
     decided = truth ^ (rng.random((200, 3)) < 0.1)
-    point = metrics.micro_f1(truth, decided, None, strange)
-    low, high = resampled(metrics.micro_f1, truth, decided, strange=strange)
+    point = metrics.micro_f1(truth, decided, None, unknown)
+    low, high = resampled(metrics.micro_f1, truth, decided, unknown=unknown)
     assert low < point < high and high < metrics.micro_f1(truth, decided)
 
 

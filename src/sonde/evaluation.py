@@ -72,8 +72,8 @@ class Judged:
     """As given: one a row, a list a row, or a 0/1 matrix with a row each."""
     truth: Float32[np.ndarray, "row class"]
     """1 where a row has a class; nowhere for a label that the model does not know."""
-    strange: Bool[np.ndarray, " row"]
-    """Whether a row has such a label."""
+    unknown: Int64[np.ndarray, " row"]
+    """How many such labels a row has."""
     probabilities: Float[np.ndarray, "row class"]
     """What the classifier says."""
     truncated: Bool[np.ndarray, " row"]
@@ -86,6 +86,11 @@ class Judged:
     """Labels that the model does not know, with their rows, most frequent first."""
     seconds: float
     """That reading and scoring took."""
+
+    @property
+    def strange(self) -> Bool[np.ndarray, " row"]:
+        """Whether a row has a label that the model does not know."""
+        return self.unknown > 0
 
 
 def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
@@ -101,7 +106,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     labels = _named(labels, classifier.label_names_)
     form = (classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
     targets, strange = encode_against(labels, *form), unseen(labels, *form)
-    assert targets.strange is not None, "labels were held against known classes"
+    assert targets.unknown is not None, "labels were held against known classes"
     known = np.isin(text_keys(rows), classifier.train_keys_)
     warn_unseen(strange, classifier.classes_)
     warn_known_texts(known)
@@ -114,7 +119,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
         texts=rows,
         labels=list(labels) if getattr(labels, "ndim", 1) == 1 else labels,  # a Series counts by its index
         truth=targets.indicator,
-        strange=targets.strange,
+        unknown=targets.unknown,
         probabilities=to_probabilities(logits, classifier.multilabel_),
         truncated=np.concatenate([part.truncated for part in parts]),
         depths=np.concatenate([part.depths for part in parts]),
@@ -131,12 +136,12 @@ def measure(classifier: TextClassifier, judged: Judged) -> dict[str, Any]:
 
 
 def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -> dict[str, Any]:
-    truth, probabilities, strange = judged.truth, judged.probabilities, judged.strange
+    truth, probabilities = judged.truth, judged.probabilities
     multilabel = classifier.multilabel_
     decided = classifier.decide(probabilities)
     report: dict[str, Any] = {
         "n": len(truth),
-        "accuracy": metrics.accuracy(truth, decided, strange=strange),
+        "accuracy": metrics.accuracy(truth, decided, strange=judged.strange),
         "macro_f1": metrics.macro_f1(truth, decided, foreign=len(judged.unseen)),
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
@@ -148,7 +153,7 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
         report["aurc"] = curve.area
         report["risk_coverage"] = [curve.at(coverage) for coverage in COVERAGES]
     else:
-        report["micro_f1"] = metrics.micro_f1(truth, decided, strange=strange)
+        report["micro_f1"] = metrics.micro_f1(truth, decided, unknown=judged.unknown)
         report["subset_accuracy"] = report["accuracy"]
     table = metrics.per_class(classifier.classes_, truth, decided, probabilities)
     report["mean_average_precision"] = metrics.mean_of(table, "average_precision") or 0.0

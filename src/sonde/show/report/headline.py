@@ -53,8 +53,8 @@ def _of_sets(subject: Subject) -> list[Markup]:
         ("Micro F1", "micro_f1", metrics.micro_f1),
         ("Macro F1", "macro_f1", _macro_f1(subject)),
     ):
-        missed = subject.judged.strange if name == "micro_f1" else None
-        low, high = resampled(measure, subject.truth, subject.decided, strange=missed)
+        missed = subject.judged.unknown if name == "micro_f1" else None
+        low, high = resampled(measure, subject.truth, subject.decided, unknown=missed)
         cards.append(_card(title, figure(subject.measured[name]), _within(low, high, figure), ""))
     cards.append(_card("Whole set right", percent(subject.measured["subset_accuracy"]), _within(*whole), ""))
     cards.append(_card("Mean average precision", figure(subject.measured["mean_average_precision"]), "", "over labels"))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 NORMAL = 1.959963984540054
 """The normal distribution has 95% of its weight within so many standard deviations."""
@@ -56,23 +56,24 @@ def resampled(
     truth: Shaped[np.ndarray, "row class"],
     decided: Bool[np.ndarray, "row class"],
     seed: int = 0,
-    strange: Bool[np.ndarray, " row"] | None = None,
+    unknown: Int[np.ndarray, " row"] | None = None,
 ) -> Interval:
     """The 2.5% and 97.5% quantiles of the measure over rows drawn with replacement, less the bias of the draws.
 
     F1 of classes with few rows is lower in a draw, which misses some of their rows, than in the rows that it is drawn
     from: the mean of the draws less the measure of all rows. Without that the interval would be too low twice over.
 
-    `strange` rows have a label beside the classes, which is missed.
+    So many labels of each row are `unknown`, beside the classes, and are missed.
 
     Rows with the same truth and the same decision are one kind. How often each kind is drawn has a multinomial
     distribution, so that the work grows with the kinds and not with the rows.
 
     Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (percentile interval, bias).
     """
-    if strange is not None and strange.any():  # one class more, which nobody decides for
-        truth = np.concatenate([truth, strange[:, None]], axis=1)
-        decided = np.concatenate([decided, np.zeros((len(truth), 1), dtype=bool)], axis=1)
+    if unknown is not None and unknown.any():  # classes more, which nobody decides for
+        missed = unknown[:, None] > np.arange(unknown.max())  # row missed
+        truth = np.concatenate([truth, missed], axis=1)
+        decided = np.concatenate([decided, np.zeros_like(missed)], axis=1)
     pairs = np.concatenate([truth > 0, decided], axis=1)  # row class -> row 2class
     kinds, rows = np.unique(pairs, axis=0, return_counts=True)  # kind 2class
     true, said = np.split(kinds, 2, axis=1)  # kind class
