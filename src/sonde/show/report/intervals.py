@@ -1,6 +1,7 @@
 """Intervals: how far a figure on so few rows may be from what it is on many more.
 
 wilson       a share of rows -> its 95% interval
+newcombe     two shares, each of rows of its own -> the 95% interval of the first less the second
 around       a mean loss over rows -> its 95% interval
 resampled    any measure of truth and decisions -> its 95% interval, by bootstrap
 """
@@ -38,14 +39,30 @@ def wilson(right: float, rows: float) -> Interval:
     return (centre - half if right else 0.0), (centre + half if right < rows else 1.0)  # exact at both ends
 
 
-def around(values: Float[np.ndarray, " row"]) -> Interval:
+def newcombe(right: float, rows: float, other_right: float, other_rows: float) -> Interval:
+    """The interval of a share less a share of other rows, from the intervals of Wilson of both.
+
+    Source: Newcombe 1998, "Interval Estimation for the Difference Between Independent Proportions", method 10.
+    """
+    one, other = right / rows, other_right / other_rows
+    low, high = wilson(right, rows)
+    other_low, other_high = wilson(other_right, other_rows)
+    return (
+        one - other - math.hypot(one - low, other_high - other),
+        one - other + math.hypot(high - one, other - other_low),
+    )
+
+
+def around(values: Float[np.ndarray, " row"]) -> Interval | None:
     """The mean of losses, none below 0, divided and multiplied by what 1.96 of its standard errors are of it.
 
-    That is the normal interval of the logarithm of the mean (delta method): it never reaches below 0. The mean itself
-    where there is one row alone.
+    That is the normal interval of the logarithm of the mean (delta method): it never reaches below 0. None where there
+    is one row alone, which says nothing of others.
     """
+    if len(values) < 2:
+        return None
     mean = float(values.mean())
-    if len(values) < 2 or mean <= 0:
+    if mean <= 0:
         return mean, mean
     factor = math.exp(NORMAL * float(values.std(ddof=1)) / math.sqrt(len(values)) / mean)
     return mean / factor, mean * factor
@@ -62,6 +79,9 @@ def resampled(
 
     F1 of classes with few rows is lower in a draw, which misses some of their rows, than in the rows that it is drawn
     from: the mean of the draws less the measure of all rows. Without that the interval would be too low twice over.
+
+    Where every decision is right, or all draws give the same, they know of no rows that are otherwise. The share that
+    Wilson's interval of as many rows, all alike, leaves open may then count for nothing, or be all right.
 
     So many labels of each row are `unknown`, beside the classes, and are missed.
 
@@ -80,5 +100,9 @@ def resampled(
     draws = max(FEWEST_DRAWS, min(DRAWS, WORK // kinds.size))
     rng, shares = np.random.default_rng(seed), rows / len(truth)
     found = [measure(true, said, rng.multinomial(len(truth), shares).astype(np.float64)) for _ in range(draws)]
-    low, high = np.quantile(found, (0.025, 0.975)) + (measure(true, said, rows.astype(np.float64)) - np.mean(found))
+    point = measure(true, said, rows.astype(np.float64))
+    if (true == said).all() or min(found) == max(found):
+        alike = wilson(len(truth), len(truth))[0]
+        return point * alike, 1 - (1 - point) * alike
+    low, high = np.quantile(found, (0.025, 0.975)) + (point - np.mean(found))
     return max(float(low), 0.0), min(float(high), 1.0)
