@@ -65,7 +65,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     class_weight : "balanced", dict or None
         As in scikit-learn.
     metric : {"accuracy", "macro_f1"}
-        What settings are chosen for, and what `score` returns.
+        What settings are chosen for, and what `score` returns; multi-label thresholds are chosen for each label's F1
+        under either.
     dtype : {"auto", "float32", "bfloat16"}
         Of the forward pass; `auto` asks the hardware.
     device : str
