@@ -134,11 +134,11 @@ def test_everything_is_answered_where_everything_is_right() -> None:
 
 def test_too_few_rows_promise_nothing() -> None:
     with pytest.warns(
-        SondeWarning, match=r"to keep the error at or below 0\.05: nothing is answered\. 85 rows .*\(86 are"
+        SondeWarning, match=r"to keep the error at or below 0\.05: nothing is answered\. 85 texts .*\(86 are"
     ):
         assert error_threshold(answers(np.linspace(0.5, 1, 85), np.ones(85)), 0.05) == math.inf
     assert error_threshold(answers(np.linspace(0.5, 1, 86), np.ones(86)), 0.05) == 0.0
-    with pytest.warns(SondeWarning, match="0 rows were held out") as caught:
+    with pytest.warns(SondeWarning, match="0 texts were held out") as caught:
         assert error_threshold(np.empty((0, 2), dtype=np.float32), 0.05) == math.inf
     assert caught[0].message.code == "target_error_not_reached"  # type: ignore[union-attr]
 
@@ -247,11 +247,11 @@ def test_a_model_that_held_nothing_out_is_saved_and_promises_nothing(labels: lis
         make("lexical").fit(["the cold wind", "three letters late"], labels).save(tmp_path / "model")
     classifier = sonde.load(tmp_path / "model", cache=None)
     assert len(classifier.conformal_scores_) == 0
-    with pytest.warns(SondeWarning, match="need at least 9 rows held out for them, but there are 0"):
+    with pytest.warns(SondeWarning, match="need at least 9 texts held out for them, but there are 0"):
         assert classifier.predict_set(["wind"], alpha=0.1, allow_empty=True) == [["post", "weather"]]
     if isinstance(labels[0], str):
         assert classifier.predict_or_abstain(["cold wind"], threshold=0).tolist() == ["weather"]
-        with pytest.warns(SondeWarning, match="0 rows were held out for it"):
+        with pytest.warns(SondeWarning, match="0 texts were held out for it"):
             assert classifier.predict_or_abstain(["cold wind"], target_error=0.5).tolist() == [None]
 
 
@@ -264,6 +264,16 @@ def test_rows_without_weight_calibrate_nothing() -> None:
     weights = np.where(np.arange(900) % 3 == 0, 0.0, 2.0)
     classifier = make("lexical").fit(TEXTS, [str(i % 2) for i in range(900)], sample_weight=weights)
     assert len(classifier.held_answers_) == len(classifier.conformal_scores_) < 140
+
+
+def test_copies_of_a_text_calibrate_once() -> None:
+    texts = [*TEXTS[:300], *(text.upper() for text in TEXTS[:300])]
+    copied = make("lexical").fit(texts, LABELS[:300] * 2)
+    assert len(copied.held_answers_) == len(copied.conformal_scores_) == 60
+    several = make("lexical").fit(texts, [[label, "all"] for label in LABELS[:300] * 2])
+    assert several.conformal_scores_[:, 1].sum() == 60
+    judged = make("lexical").fit(TEXTS[:300], LABELS[:300], validation=(NEW_TEXTS * 2, NEW_LABELS * 2))
+    assert len(judged.held_answers_) == len(judged.conformal_scores_) == 200
 
 
 def test_the_report_has_the_curve(fitted: TextClassifier) -> None:

@@ -877,6 +877,8 @@ def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monk
     monkeypatch.setattr(precision, "_has", lambda features: reported in features)
     monkeypatch.setattr(precision, "_bfloat16_gain", lambda: gain)
     assert precision.choose_dtype("auto", torch.device("cpu")) == expected
+    tiles = torch.bfloat16 if reported == "amx_bf16" else torch.float32
+    assert precision.reported_dtype(torch.device("cpu")) == tiles
     assert precision.choose_dtype("float32", torch.device("cpu")) == torch.float32
     assert precision.choose_dtype("auto", torch.device("mps")) == torch.float32
 

@@ -415,7 +415,7 @@ def test_hardly_any_rows(recipe: str) -> None:
     unknown = {"accuracy": None, "macro_f1": None, "log_loss": None}
     assert classifier.summary_["out_of_fold"] == {"rows": 0, **unknown}
     assert set(classifier.predict(NEW_TEXTS)) <= {"weather", "post"}
-    with pytest.warns(sonde.errors.SondeWarning, match="need at least 19 rows held out"):
+    with pytest.warns(sonde.errors.SondeWarning, match="need at least 19 texts held out"):
         assert classifier.predict_set(["wind"]) == [["post", "weather"]]
 
 
@@ -440,7 +440,7 @@ def test_test_texts_that_stand_in_train(tmp_path: Path, model: Path, run: Run) -
     write_table(tmp_path / "t.csv", {"text": [*TEXTS[:6], *NEW_TEXTS[6:]], "label": NEW_LABELS})
     done = run("evaluate", model, tmp_path / "t.csv", *EXACT, "--json")
     counted(done, seen_in_training=6)
-    assert "warning: 6 of 45 texts stand in the training rows too" in done.err
+    assert "warning: 6 of 45 texts stand in the training or validation rows too" in done.err
 
 
 def test_long_texts_are_counted(tmp_path: Path, model: Path, run: Run) -> None:

@@ -93,6 +93,16 @@ def test_what_luck_may_hide_counts_as_lost() -> None:
     assert search.choose(truth, weights, "macro_f1", 0.01)[1]["mean_depth"] == 2
 
 
+@pytest.mark.parametrize(("rows", "loss", "left"), [(40, 0.02, False), (60, 0.02, True), (60, 0.0, False)])
+def test_heads_that_agree_on_few_rows_promise_little(rows: int, loss: float, left: bool) -> None:
+    truth = np.eye(2)[np.arange(rows) % 2]
+    search = cascade._Search([8 * (2 * truth - 1) for _ in range(2)], np.array([1, 2]), multilabel=False)
+    for metric in ("accuracy", "macro_f1"):
+        threshold, measured = search.choose(truth, np.ones(rows), metric, loss)
+        assert measured["mean_depth"] == (1 if left else 2)
+        assert (threshold < 1) == left and measured[metric] == 1
+
+
 def test_a_row_has_the_logits_of_the_exit_where_it_leaves() -> None:
     problem = a_problem(rows=300)
     model, _ = fitted(problem)

@@ -185,7 +185,7 @@ def test_a_validation_set_replaces_the_folds() -> None:
     assert classifier.summary_["out_of_fold"]["rows"] == len(NEW_TEXTS)
     assert classifier.summary_["learner"]["rows"] == len(TEXTS)
     assert len(classifier.conformal_scores_) == len(NEW_TEXTS) // 2
-    assert len(classifier.train_keys_) == len(TEXTS)
+    assert len(classifier.train_keys_) == len(TEXTS) + len(NEW_TEXTS)
 
 
 def test_training_texts_among_those_that_validate_are_named() -> None:

@@ -47,7 +47,7 @@ def test_sets_hold_the_truth_as_often_as_promised(alpha):
 def test_sets_are_never_empty_and_full_when_there_are_too_few_rows():
     probabilities = np.array([[0.5, 0.3, 0.2]])
     assert predict_sets(probabilities, np.full(99, 0.01), 0.5).tolist() == [[True, False, False]]
-    with pytest.warns(SondeWarning, match="alpha=0.05 need at least 19 rows.*there are 18") as caught:
+    with pytest.warns(SondeWarning, match="alpha=0.05 need at least 19 texts.*there are 18") as caught:
         assert predict_sets(probabilities, np.full(18, 0.01), 0.05).all()
     assert caught[0].message.code == "few_conformal_rows"
 
@@ -144,7 +144,7 @@ def test_scores_of_multilabel_rows_know_the_share_of_each_label():
     probabilities = np.array([[0.9, 0.6], [0.8, 0.1], [0.5, 0.5]])
     scores = conformal_scores(probabilities, targets)
     np.testing.assert_allclose(scores, [[0.1, 0.5], [0.2, 1.0], [0.4, 0.5]])
-    with pytest.warns(SondeWarning, match="alpha=0.2 need at least 4 rows.*there are 2: every set holds all"):
+    with pytest.warns(SondeWarning, match="alpha=0.2 need at least 4 texts.*there are 2: every set holds all"):
         assert predict_sets(probabilities, scores, 0.2).all()
 
 

@@ -82,6 +82,9 @@ def test_of_several_labels_one_never_seen_makes_the_row_wrong() -> None:
     assert (wrong["accuracy"], wrong["subset_accuracy"]) == (0, 0)
     given = sum(map(len, said))
     assert wrong["micro_f1"] == pytest.approx(2 * given / (given + given + 20))
+    with pytest.warns(SondeWarning, match="labels that the model never saw"):
+        twice = evaluate(classifier, NEW_TEXTS[:20], [[*labels, "nor this"] for labels in strange])
+    assert twice["micro_f1"] == pytest.approx(2 * given / (given + given + 40))
     assert classifier.score(NEW_TEXTS[:20], strange) == 0
     one = [*said[:19], strange[19]]
     assert classifier.score(NEW_TEXTS[:20], one) == pytest.approx(0.95)
@@ -148,7 +151,7 @@ def test_texts_of_the_training_rows_are_counted_however_they_are_written(fitted:
     texts = [TEXTS[0].upper(), f"  {TEXTS[1]} ", *NEW_TEXTS[2:]]
     _, warning = warned("seen_in_training", evaluate, fitted, texts, NEW_LABELS)
     assert warning.count == 2
-    assert str(warning).startswith("2 of 120 texts stand in the training rows too")
+    assert str(warning).startswith("2 of 120 texts stand in the training or validation rows too")
 
 
 def test_a_saved_model_still_knows_its_training_texts(fitted: TextClassifier, tmp_path: object) -> None:
@@ -157,6 +160,16 @@ def test_a_saved_model_still_knows_its_training_texts(fitted: TextClassifier, tm
     fitted.save(f"{tmp_path}/model")
     _, warning = warned("seen_in_training", evaluate, sonde.load(f"{tmp_path}/model", cache=None), TEXTS, LABELS)
     assert warning.count == 90
+
+
+def test_texts_on_which_the_model_was_chosen_are_counted_too(tmp_path: object) -> None:
+    import sonde
+
+    make("lexical").fit(TEXTS, LABELS, validation=(NEW_TEXTS, NEW_LABELS)).save(f"{tmp_path}/model")
+    classifier = sonde.load(f"{tmp_path}/model", cache=None)
+    texts, labels = [*NEW_TEXTS[:7], "the hills"], [*NEW_LABELS[:7], "rail"]
+    _, warning = warned("seen_in_training", evaluate, classifier, texts, labels)
+    assert warning.count == 7
 
 
 def test_truncated_rows_are_counted(fitted: TextClassifier) -> None:

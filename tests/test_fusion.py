@@ -176,6 +176,14 @@ def test_standardise_equals_numpy_and_weights_equal_repeats():
         np.testing.assert_allclose(standardise(torch.from_numpy(block)).numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_unit_that_is_nearly_shut_is_not_scaled():
+    block = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    block[:, 3] *= 1e-12  # GELU, far below 0
+    standardise = Standardise(5)
+    standardise.measure(block, torch.ones(40), torch.arange(40))
+    assert standardise(torch.full((1, 5), 0.5))[0, 3] == pytest.approx(0.5)
+
+
 def test_standardise_is_the_identity_until_it_has_measured():
     block = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Standardise(3)(block), block)

@@ -21,6 +21,7 @@ from sonde.learn.metrics import (
     per_class,
     ranking,
 )
+from sonde.learn.targets import encode_against
 
 RNG = np.random.default_rng(0)
 IDS, SAID, WEIGHTS = RNG.integers(0, 4, 200), RNG.integers(0, 4, 200), RNG.uniform(0.1, 3, 200)
@@ -63,6 +64,17 @@ def test_a_label_never_seen_counts_as_wrong():
     assert accuracy(truth, predicted) == 0.5
     assert macro_f1(truth, predicted) == pytest.approx(2 / 3)
     assert log_loss(truth, np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(-np.log(1e-7) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 2.5])])
+def test_every_label_that_nobody_can_give_is_missed(weights):
+    truth = encode_against([["a", "x", "y", "x"], ["b"]], np.array(["a", "b"]), multilabel=True)
+    assert truth.unknown.tolist() == [2, 0] and truth.strange.tolist() == [True, False]
+    assert truth.take(np.array([1])).strange.tolist() == [False]
+    said = np.array([[1, 0, 0, 0], [1, 1, 0, 0]])
+    theirs = reference.f1_score([[1, 0, 1, 1], [0, 1, 0, 0]], said, average="micro", sample_weight=weights)
+    assert micro_f1(truth.indicator, said[:, :2], weights, truth.unknown) == pytest.approx(theirs)
+    assert micro_f1(truth.indicator[:1], said[:1, :2], None, truth.unknown[:1]) == 0.5
 
 
 def test_log_loss_of_certain_and_wrong_is_finite():

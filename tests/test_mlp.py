@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.errors import ArgumentError, ModelError, RecipeError, SondeWarning
+from sonde import precision as precisions
+from sonde.errors import ArgumentError, ModelError, ReadingError, RecipeError, SondeWarning
 from sonde.learn import mlp, training
 from sonde.learn.calibration import softmax
 from sonde.learn.fusion import Dropout
@@ -67,7 +68,7 @@ def test_permuted_labels_give_chance():
 
 def test_features_of_any_scale_and_offset_give_the_same_predictions(monkeypatch):
     # Coarser products turn the last bits of the standardised features into another, equally good, training run.
-    monkeypatch.setattr(training, "choose_dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr(training, "reported_dtype", lambda device: torch.float32)
     blocks, ids, texts = clusters()
     moved = {name: 1000 * block + 500 for name, block in blocks.items()}
     for row in (4, 14):
@@ -79,12 +80,19 @@ def test_features_of_any_scale_and_offset_give_the_same_predictions(monkeypatch)
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_training_in_either_precision_learns_and_leaves_float32_weights(monkeypatch, precision):
-    monkeypatch.setattr(training, "choose_dtype", lambda name, device: precision)
+    monkeypatch.setattr(training, "reported_dtype", lambda device: precision)
     fitted = mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 15, setting=QUICK)
     blocks, ids, texts = clusters(seed=1)
     assert accuracy(fitted.model, blocks, ids) > 0.8
     assert {p.dtype for p in fitted.model.network.state_dict().values()} == {torch.float32}
     assert fitted.model.logits(blocks, texts).dtype == np.float32
+
+
+def test_the_precision_of_training_is_not_measured(monkeypatch):
+    """A measurement comes out differently on a busy machine: the same seed would train another head."""
+    monkeypatch.setattr(precisions, "_has", lambda features: "avx512_bf16" in features)
+    monkeypatch.setattr(precisions, "_bfloat16_gain", lambda: pytest.fail("a clock decides"))
+    mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 2, setting=QUICK)
 
 
 # Determinism
@@ -202,6 +210,23 @@ def test_the_learning_rate_with_the_lowest_validation_loss_is_taken():
     summary = mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 2, setting=setting).summary
     assert summary["learning_rate"] == 1e-2 == float(min(summary["searched"], key=summary["searched"].get))
     assert set(summary["searched"]) == {"1e-07", "0.01", "1e-06"}
+
+
+def test_a_rate_at_which_training_gives_no_numbers_is_left_out():
+    setting = dataclasses.replace(QUICK, learning_rates=(1e38, 1e-2))
+    summary = mlp.fit(a_problem(*clusters()), DEEP, SENTENCES, 2, setting=setting).summary
+    assert summary["learning_rate"] == 1e-2 and summary["searched"]["1e+38"] is None
+
+
+@pytest.mark.parametrize("patience", [6, None])
+@pytest.mark.parametrize("folds", [5, 0])
+def test_training_that_gives_no_numbers_at_any_rate_is_refused(folds, patience):
+    blocks, ids, texts = clusters()
+    none = Folds(np.full(240, -1), np.ones(240, dtype=bool), np.zeros(240, dtype=bool), 0)
+    problem = a_problem(blocks, ids, texts, folds=None if folds else none)
+    setting = dataclasses.replace(QUICK, learning_rates=(1e38, 1e37), patience=patience)
+    with pytest.raises(ReadingError, match=r"Training a network gave NaN or infinity \(learning rate 1e\+38\)"):
+        mlp.fit(problem, DEEP, SENTENCES, 2, setting=setting)
 
 
 def test_a_large_set_searches_on_a_sample_and_trains_on_all(monkeypatch):

@@ -18,11 +18,12 @@ import sonde
 from sonde import TextClassifier
 from sonde.errors import ArgumentError, DataError, ModelError
 from sonde.evaluation import evaluate
-from sonde.learn import metrics
+from sonde.learn import learning, metrics
 from sonde.show.report import report
 from sonde.show.report.charts import Axis, Curve, chart, round_values, thinned
+from sonde.show.report.depth import _of_each
 from sonde.show.report.doubts import _doubted, mislabelled, mistakes
-from sonde.show.report.intervals import around, resampled, wilson
+from sonde.show.report.intervals import around, newcombe, resampled, wilson
 from sonde.show.report.markup import element, joined, percent, printable
 from sonde.show.report.page import PARTS
 from sonde.show.report.reasons import SHOWN_CHARACTERS, shaded
@@ -231,6 +232,15 @@ def test_exits_are_shown_with_the_texts_that_left_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_exit_gives_no_label_that_nobody_can_give() -> None:
+    classifier = make("stc-hidden", exit_loss=0.05, layers=3, eta=0.8).fit(TEXTS, [[label] for label in LABELS])
+    said = classifier.predict(NEW_TEXTS)
+    subject = describe(classifier, NEW_TEXTS, [[*labels, "never"] for labels in said], "m")
+    cascade = learning.as_cascade(classifier.model_)
+    assert cascade is not None and not _of_each(subject, cascade, list(range(60))).any()
+
+
+@pytest.mark.slow
 def test_a_chosen_depth_is_shown_with_its_losses(tmp_path: Path) -> None:
     page = written(tmp_path, make("stc-hidden", eta=0.8).fit(TEXTS, LABELS), NEW_TEXTS, NEW_LABELS)
     assert "The depth was chosen in training, out of fold" in page.parts["depth"]
@@ -268,6 +278,7 @@ def test_one_row_is_enough(lexical: TextClassifier, tmp_path: Path) -> None:
     assert "makes no mistake" in page.parts["mistakes"] and "No row of one class" in page.parts["confusion"]
     assert "No answer is wrong" in page.parts["coverage"] and "Classes without a row" in page.parts["cautions"]
     assert "No given label is doubted" in page.parts["mislabelled"]
+    assert re.search(r"Log loss[\d.]+nats", page.parts["headline"]), "one loss says nothing of others"
 
 
 def test_a_clean_test_is_said_to_be_one(lexical: TextClassifier, tmp_path: Path) -> None:
@@ -280,12 +291,12 @@ def test_known_and_repeated_texts_and_odd_labels_are_told(lexical: TextClassifie
     labels = [*NEW_LABELS[:20], other, LABELS[0], LABELS[1], "sail", None]
     page = written(tmp_path, lexical, [NEW_TEXTS[40], *texts], [None, *labels])
     said = page.parts["cautions"]
-    assert "2 texts of 24 (8.3%) stand in the training rows too" in said and "Rows 23, 24." in said
+    assert "2 texts of 24 (8.3%) stand in the training or validation rows too" in said and "Rows 23, 24." in said
     assert "1 row repeats a text" in said and "1 text stands there with different labels" in said
     assert f"5, 22{NEW_LABELS[3]} (1); {other} (1)" in said
     assert "2 rows were left out" in said and "their rows count as wrong: sail (1)" in said
     assert "label unknown to the model" in page.parts["confusion"]
-    assert "2 rows whose texts the model was trained on are not judged" in page.parts["mislabelled"]
+    assert "2 rows whose texts the model was trained or chosen on are not judged" in page.parts["mislabelled"]
     assert "sail" not in page.parts["mistakes"]
 
 
@@ -437,6 +448,24 @@ def test_intervals_of_shares_are_those_of_scipy(right: int, rows: int) -> None:
     assert wilson(right, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
+def test_intervals_of_differences_are_those_of_newcombe() -> None:
+    """Table II of the paper, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3 of 10."""
+    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(20, "which agrees with this test"), (2000, "these texts are harder")])
+def test_a_promise_of_few_rows_is_not_exact(
+    rows: int, said: str, lexical: TextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ["rail" if label == "post" and row < 15 else label for row, label in enumerate(NEW_LABELS)]
+    right = lexical.score(NEW_TEXTS, labels)
+    assert wilson(round(60 * right), 60)[1] < 0.9
+    promised = {**lexical.summary_, "out_of_fold": {"rows": rows, "accuracy": 0.9}}
+    monkeypatch.setattr(lexical, "summary_", promised)
+    assert said in written(tmp_path, lexical, NEW_TEXTS, labels).parts["headline"]
+
+
 def test_no_rows_say_nothing() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
@@ -453,11 +482,28 @@ def test_kinds_of_rows_are_drawn_as_rows_are() -> None:
 
 
 def test_the_mean_lies_within_its_interval() -> None:
-    low, high = around(np.array([1.0, 2.0, 3.0, 6.0]))
     factor = np.exp(1.9599640 * np.sqrt(14 / 3 / 4) / 3)
-    assert (low, high) == pytest.approx((3 / factor, 3 * factor))
-    assert around(np.array([2.0])) == (2.0, 2.0) and around(np.zeros(3)) == (0.0, 0.0)
-    assert around(np.array([0.0, 0.0, 0.0, 3.0]))[0] > 0, "no loss is below 0"
+    assert around(np.array([1.0, 2.0, 3.0, 6.0])) == pytest.approx((3 / factor, 3 * factor))
+    assert around(np.zeros(3)) == (0.0, 0.0)
+    few = around(np.array([0.0, 0.0, 0.0, 3.0]))
+    assert few and few[0] > 0, "no loss is below 0"
+    assert around(np.array([2.0])) is None, "one row says nothing of others"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 400])
+def test_f1_without_an_error_is_no_surer_than_accuracy(rows: int) -> None:
+    truth = np.eye(4)[np.arange(rows) % 3]
+    for measure in (metrics.macro_f1, metrics.micro_f1):
+        assert resampled(measure, truth, truth > 0) == wilson(rows, rows)
+    truth[0] = 0  # a row without a label
+    assert resampled(metrics.micro_f1, truth, truth > 0)[0] <= wilson(rows, rows)[0]
+
+
+def test_one_row_leaves_f1_open() -> None:
+    truth, decided = np.array([[1, 1, 0]]), np.array([[True, False, False]])
+    low, high = resampled(metrics.micro_f1, truth, decided)
+    assert 0 < low < 0.2 and 0.9 < high < 1
+    assert resampled(metrics.micro_f1, truth, truth == 0) == pytest.approx(wilson(0, 1))
 
 
 def test_f1_of_classes_with_few_rows_lies_within_its_interval() -> None:
@@ -472,10 +518,10 @@ def test_f1_of_classes_with_few_rows_lies_within_its_interval() -> None:
 
 def test_labels_that_nobody_can_give_are_in_the_figure_and_in_its_interval() -> None:
     rng = np.random.default_rng(0)
-    truth, strange = rng.random((200, 3)) < 0.4, rng.random(200) < 0.5
+    truth, unknown = rng.random((200, 3)) < 0.4, rng.integers(4, size=200)
     decided = truth ^ (rng.random((200, 3)) < 0.1)
-    point = metrics.micro_f1(truth, decided, None, strange)
-    low, high = resampled(metrics.micro_f1, truth, decided, strange=strange)
+    point = metrics.micro_f1(truth, decided, None, unknown)
+    low, high = resampled(metrics.micro_f1, truth, decided, unknown=unknown)
     assert low < point < high and high < metrics.micro_f1(truth, decided)
 
 

@@ -24,7 +24,7 @@ from sonde.inputs import as_texts
 from sonde.learn import abstention, calibration, conformal, learning, metrics
 from sonde.learn.problem import Fitted, Metric, Problem
 from sonde.learn.recipes import SAMPLE_ROWS, Recipe, Sparsity, find
-from sonde.learn.splitting import Folds, text_keys
+from sonde.learn.splitting import Folds, first_rows, text_keys
 from sonde.plan import (
     BUNDLE,
     about,
@@ -65,7 +65,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     class_weight : "balanced", dict or None
         As in scikit-learn.
     metric : {"accuracy", "macro_f1"}
-        What settings are chosen for, and what `score` returns.
+        What settings are chosen for, and what `score` returns; multi-label thresholds are chosen for each label's F1
+        under either.
     dtype : {"auto", "float32", "bfloat16"}
         Of the forward pass; `auto` asks the hardware.
     device : str
@@ -183,7 +184,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outcome, window = done.outcome, done.window
         if window:
             warn_lost(window)
-        self._keep(outcome.model, both, train, sources)
+        self._keep(outcome.model, both, sources)
         self._calibrate(outcome.held_out, both, weights, folds)
         self.summary_ = {
             "recipe": recipe.name,
@@ -230,7 +231,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         return open_sources(names, max_tokens=max_tokens, long_text=long_text, dtype=self.dtype, device=self.device)
 
-    def _keep(self, model: Fitted, both: Labelled, train: Labelled, sources: Mapping[int, "Source"]) -> None:
+    def _keep(self, model: Fitted, both: Labelled, sources: Mapping[int, "Source"]) -> None:
         self.model_ = model
         self.classes_ = both.targets.classes
         self.multilabel_ = both.targets.multilabel
@@ -238,7 +239,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         needed = {int(name.split("/")[0]) for name in model.needs}
         self.backbones_ = {index: about(source) for index, source in sources.items() if index in needed}
         self.label_names_: dict[str, str] = {}
-        self.train_keys_ = np.unique(text_keys(train.texts))
+        self.train_keys_ = np.unique(text_keys(both.texts))
 
     def _calibrate(
         self,
@@ -247,7 +248,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: Float[np.ndarray, " row"],
         folds: Folds,
     ) -> None:
-        """Temperature and thresholds on the choosing rows; the conformal rows choose nothing."""
+        """Temperature and thresholds on the choosing rows; the conformal rows choose nothing, each text counts once."""
         finite = np.isfinite(held_out).all(axis=1)
         choosing = folds.choosing & finite
         logits, targets = held_out[choosing], both.targets.take(choosing)
@@ -256,7 +257,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.multilabel_:
             probabilities = calibration.to_probabilities(logits / self.temperature_, True)
             self.thresholds_ = calibration.fit_thresholds(probabilities, targets, weights[choosing])
-        calibrating = folds.conformal & finite & (both.weights > 0)
+        calibrating = np.flatnonzero(folds.conformal & finite & (both.weights > 0))
+        calibrating = calibrating[first_rows([both.texts[row] for row in calibrating])]  # a copy is no further draw
         probabilities = calibration.to_probabilities(held_out[calibrating] / self.temperature_, self.multilabel_)
         targets = both.targets.take(calibrating)
         self.conformal_scores_ = conformal.conformal_scores(probabilities, targets)

@@ -68,8 +68,8 @@ class Judged:
     """As given: one a row, a list a row, or a 0/1 matrix with a row each."""
     truth: Float32[np.ndarray, "row class"]
     """1 where a row has a class; nowhere for a label that the model does not know."""
-    strange: Bool[np.ndarray, " row"]
-    """Whether a row has such a label."""
+    unknown: Int64[np.ndarray, " row"]
+    """How many such labels a row has."""
     probabilities: Float[np.ndarray, "row class"]
     """What the classifier says."""
     truncated: Bool[np.ndarray, " row"]
@@ -77,18 +77,23 @@ class Judged:
     depths: Int64[np.ndarray, " row"]
     """Layers that each text ran through."""
     known: Bool[np.ndarray, " row"]
-    """Whether a text stands in the training rows too."""
+    """Whether a text stands in the training or validation rows too."""
     unseen: dict[Any, int]
     """Labels that the model does not know, with their rows, most frequent first."""
     seconds: float
     """That reading and scoring took."""
+
+    @property
+    def strange(self) -> Bool[np.ndarray, " row"]:
+        """Whether a row has a label that the model does not know."""
+        return self.unknown > 0
 
 
 def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
     """Score labelled rows; arguments, errors and warnings as of `evaluate`."""
     check_is_fitted(classifier, "classes_")
     rows = as_tested(classifier, texts, labels)
-    assert rows.targets.strange is not None, "labels were held against known classes"
+    assert rows.targets.unknown is not None, "labels were held against known classes"
     known = np.isin(text_keys(rows.texts), classifier.train_keys_)
     warn_known_texts(known)
     started = time.perf_counter()
@@ -101,7 +106,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
         # a Series counts by its index
         labels=list(rows.labels) if getattr(rows.labels, "ndim", 1) == 1 else rows.labels,
         truth=rows.targets.indicator,
-        strange=rows.targets.strange,
+        unknown=rows.targets.unknown,
         probabilities=to_probabilities(logits, classifier.multilabel_),
         truncated=np.concatenate([part.truncated for part in parts]),
         depths=np.concatenate([part.depths for part in parts]),
@@ -118,12 +123,12 @@ def measure(classifier: TextClassifier, judged: Judged) -> dict[str, Any]:
 
 
 def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -> dict[str, Any]:
-    truth, probabilities, strange = judged.truth, judged.probabilities, judged.strange
+    truth, probabilities = judged.truth, judged.probabilities
     multilabel = classifier.multilabel_
     decided = classifier.decide(probabilities)
     report: dict[str, Any] = {
         "n": len(truth),
-        "accuracy": metrics.accuracy(truth, decided, strange=strange),
+        "accuracy": metrics.accuracy(truth, decided, strange=judged.strange),
         "macro_f1": metrics.macro_f1(truth, decided, foreign=len(judged.unseen)),
         "log_loss": metrics.log_loss(truth, probabilities, multilabel=multilabel),
         "ece": metrics.expected_calibration_error(truth, probabilities, multilabel=multilabel),
@@ -135,7 +140,7 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
         report["aurc"] = curve.area
         report["risk_coverage"] = [curve.at(coverage) for coverage in COVERAGES]
     else:
-        report["micro_f1"] = metrics.micro_f1(truth, decided, strange=strange)
+        report["micro_f1"] = metrics.micro_f1(truth, decided, unknown=judged.unknown)
         report["subset_accuracy"] = report["accuracy"]
     table = metrics.per_class(classifier.classes_, truth, decided, probabilities)
     report["mean_average_precision"] = metrics.mean_of(table, "average_precision") or 0.0
@@ -145,11 +150,11 @@ def _report(classifier: TextClassifier, judged: Judged, taken: dict[str, Any]) -
 
 
 def warn_known_texts(known: Bool[np.ndarray, " row"]) -> None:
-    """Say how many test rows stand in the training rows too."""
+    """Say how many test rows stand in the training or validation rows too."""
     if known.any():
         warn(
-            f"{int(known.sum())} of {len(known)} texts stand in the training rows too; figures on them flatter the "
-            "model.",
+            f"{int(known.sum())} of {len(known)} texts stand in the training or validation rows too; figures on them "
+            "flatter the model.",
             "seen_in_training",
             int(known.sum()),
         )

@@ -156,7 +156,7 @@ def as_groups(groups: Any, rows: int) -> Int64[np.ndarray, " row"] | None:
     seen: dict[Any, int] = {}
     numbers = np.empty(rows, dtype=np.int64)
     for row, group in enumerate(groups):
-        if _missing(group) or (isinstance(group, str) and not group.strip()):
+        if _missing(group):
             group = object()
         try:
             numbers[row] = seen.setdefault(group, len(seen))

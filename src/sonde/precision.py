@@ -2,6 +2,7 @@
 
 choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
 choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
+reported_dtype  a device -> torch.dtype, from what the hardware reports alone
 DTYPES          the explicit types by name
 """
 
@@ -53,12 +54,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return DTYPES[choose("dtype", name, ["auto", *DTYPES], ArgumentError) if name not in DTYPES else name]
+    reported = reported_dtype(device)
+    if reported == torch.float32 and device.type == "cpu" and _has(_UNITS) and _bfloat16_gain() >= _LEAST_GAIN:
+        return torch.bfloat16
+    return reported
+
+
+def reported_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where a GPU supports it or a CPU has tiles for it, else float32; nothing is measured.
+
+    So the same seed trains the same head in every process of a machine.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    fast = _has(_TILES) or (_has(_UNITS) and _bfloat16_gain() >= _LEAST_GAIN)
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _has(_TILES)
     return torch.bfloat16 if fast else torch.float32
 
 

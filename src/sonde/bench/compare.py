@@ -406,7 +406,8 @@ def recommend(cells: Mapping[str, Mapping[str, Any]], metric: str = "accuracy") 
         if len(done) > 1
         else f"the only one that has finished: {METRICS[metric]}"
     )
-    sentences = [f"{best}: {among} on {own['n']:,} test rows, {figure(own[metric])}."]
+    chosen = " (chosen on these rows, so a little too good)" if len(done) > 1 else ""
+    sentences = [f"{best}: {among} on {own['n']:,} test rows, {figure(own[metric])}{chosen}."]
     if metric != "accuracy" and len(done) > 1:  # McNemar's test counts rows: it knows nothing of F1
         sentences.append(f"Whether its lead is chance is not tested for {METRICS[metric]}.")
         return {"recommended": best, "reason": " ".join(sentences)}

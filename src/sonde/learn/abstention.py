@@ -94,7 +94,7 @@ def error_threshold(answers: Float32[np.ndarray, "row 2"], target_error: float) 
     Parameters
     ----------
     answers : ndarray (row, 2)
-        From `answers_of`, of rows that chose nothing.
+        From `answers_of`, of rows that chose nothing, one for each text: the proof counts them as independent draws.
     target_error : float
         Between 0 and 1.
 
@@ -123,8 +123,8 @@ def error_threshold(answers: Float32[np.ndarray, "row 2"], target_error: float) 
         return 0.0 if reached == len(answers) else float(answers[reached - 1, 0])
     warn(
         f"No threshold can be shown, with {CERTAINTY:.0%} certainty, to keep the error at or below {target_error:g}: "
-        f"nothing is answered. {len(answers)} rows were held out for it ({_fewest(target_error)} are needed if none "
-        "is wrong). Allow a larger error, give a threshold, or train on more rows.",
+        f"nothing is answered. {len(answers)} texts were held out for it ({_fewest(target_error)} are needed if none "
+        "is wrong). Allow a larger error, give a threshold, or train on more texts.",
         "target_error_not_reached",
     )
     return math.inf

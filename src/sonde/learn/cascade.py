@@ -5,8 +5,8 @@
 
 Each exit is calibrated by a temperature of its own, so that one threshold of confidence serves them all. Out of fold it
 is the threshold with the lowest mean depth among those that lose no more of the metric against the deepest head than
-may be lost. What is lost counts with its standard error: of many thresholds that seem to lose little, the one that
-saves most is the one whose luck was best, and on new texts it loses more.
+may be lost. What is lost counts with its standard error, a row at least: of many thresholds that seem to lose little,
+the one that saves most is the one whose luck was best, and on new texts it loses more.
 
 Source: early exits by confidence after BranchyNet (Teerapittayanon, McDanel and Kung 2016, section III-C); a threshold
 that bounds the loss against the whole model after Schuster et al. 2021, "Consistent Accelerated Inference via Confident
@@ -244,8 +244,8 @@ class _Search:
             if whole - kept > loss:
                 continue
             lost, error = difference(measure, truth, self.decided[-1], said, weights)
-            if lost + error <= loss:
-                break  # at the latest where no row leaves early: nothing is lost then
+            if lost + max(error, 1 / weights.sum()) <= loss:  # heads that agree on few rows have shown little
+                break  # if none passes, the last is taken, NEVER: no row leaves early
         shares = np.bincount(reached, weights, minlength=len(self.depths)) / weights.sum()  # exit
         return threshold, {
             "depths": self.depths.tolist(),

@@ -34,7 +34,7 @@ def conformal_scores(probabilities: Float[np.ndarray, "row class"], targets: Tar
     ----------
     probabilities : ndarray (row, class)
     targets : Targets
-        Of the same rows. Sample weights play no part: the guarantee is about rows.
+        Of the same rows, one for each text. Sample weights play no part: the guarantee is about texts.
 
     Returns
     -------
@@ -104,8 +104,8 @@ def predict_sets(
     if threshold == math.inf:
         needed = math.ceil(1 / max(alpha, TINY_ALPHA) - 1 - ROUNDING)
         warn(
-            f"Label sets with alpha={alpha} need at least {needed} rows held out for them, but there are "
-            f"{_rows(scores)}: every set holds all classes. Train on more rows, or raise alpha.",
+            f"Label sets with alpha={alpha} need at least {needed} texts held out for them, but there are "
+            f"{_rows(scores)}: every set holds all classes. Train on more texts, or raise alpha.",
             "few_conformal_rows",
             len(probabilities),
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sonde.errors import ModelError
 from sonde.learn.fusion import PAPER_MAP_DROPOUT, Dropout, Fusion, Roles, row_of
 from sonde.learn.problem import Blocks, Record
+from sonde.learn.regressions import varies
 
 CALIBRATION_ROWS = 4096  # a median of |x.y| needs no more
 PREDICTION_ROWS = 4096  # rows per forward pass: bounds memory, does not change results
@@ -101,17 +102,16 @@ class Standardise(nn.Module):
     def measure(
         self, block: Float[Tensor, "row feature"], weights: Float[Tensor, " row"], rows: Int64[Tensor, " trained"]
     ) -> None:
-        """Take mean and deviation of weighted rows; a constant feature is centred and not scaled."""
+        """Take mean and deviation of weighted rows; a feature that is constant or shut is centred and not scaled."""
         parts, total = torch.split(rows, PREDICTION_ROWS), weights[rows].sum()
         mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for part in parts:
             mean += weights[part] / total @ block[part]  # part, part feature -> feature
         for part in parts:  # two passes, so that a large mean cancels nothing
             variance += weights[part] / total @ (block[part] - mean).square()
-        # Less spread than that is the rounding of float32, not information.
-        constant = variance.sqrt() <= 1e-5 * mean.abs()
+        deviation = variance.sqrt()
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(constant, 1.0, 1 / variance.sqrt()))  # a product is cheaper than a quotient
+        self.scale.copy_(torch.where(varies(mean, deviation), 1 / deviation, 1.0))  # products are cheap
 
     def forward(self, block: Float[Tensor, "row feature"]) -> Float[Tensor, "row feature"]:
         """Standardise a batch."""

@@ -75,6 +75,9 @@ def macro_f1(
 ) -> float:
     """Mean F1 over the classes that occur in the truth or are predicted; 0 if there are none.
 
+    So counts scikit-learn for one label a row; of an indicator matrix it averages all columns, those that nobody has or
+    is given with an F1 of 0.
+
     So many labels in the truth beside the classes are `foreign`, and never found: each is a class with an F1 of 0.
     """
     both, said, there = _counts(truth, predicted, weights)
@@ -87,15 +90,15 @@ def micro_f1(
     truth: Shaped[np.ndarray, "row class"],
     predicted: Shaped[np.ndarray, "row class"],
     weights: Weights = None,
-    strange: Bool[np.ndarray, " row"] | None = None,
+    unknown: Int[np.ndarray, " row"] | None = None,
 ) -> float:
     """F1 of all (row, class) decisions together; 0 if nothing is true and nothing predicted.
 
-    A `strange` row has a label beside the classes, which is missed.
+    So many labels of each row are `unknown`, beside the classes, and are missed.
     """
     both, said, there = (counts.sum() for counts in _counts(truth, predicted, weights))
-    if strange is not None:
-        there += strange.sum() if weights is None else weights[strange].sum()
+    if unknown is not None:
+        there += unknown.sum() if weights is None else weights @ unknown
     return float(2 * both / (said + there)) if said + there > 0 else 0.0
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
+from sonde.errors import ReadingError
 from sonde.learn.fusion import Roles, assign, row_of
 from sonde.learn.head import DEFAULT, PAPER, FusionHead, FusionNetwork, Setting, predict
 from sonde.learn.problem import Outcome, Problem
@@ -74,6 +75,8 @@ def fit(
         If there is no such row.
     RecipeError
         If a role is missing, or deep blocks of different widths are to be averaged.
+    ReadingError
+        If training gives NaN or infinity at every learning rate, or at the one that was chosen.
     """
     setting = setting or (PAPER if paper else DEFAULT)
     task = _Task(problem, assign(row_of(row), deep, sentences), row, setting, loss)
@@ -84,8 +87,8 @@ def fit(
     epochs = chosen.epochs if chosen else setting.epochs if setting.patience is None else UNWATCHED_EPOCHS
     for place, plan in enumerate(plans):
         run = chosen if place == 0 and chosen else task.run(task.rows(plan.trained), rate, epochs)
-        held_out[plan.unseen] = task.logits(run.network, plan.unseen)
-    final = task.run(task.rows(problem.folds.trainable), rate, epochs)
+        held_out[plan.unseen] = task.logits(_sound(run).network, plan.unseen)
+    final = _sound(task.run(task.rows(problem.folds.trainable), rate, epochs))
     summary = _summary(row, setting, searched, chosen or final, final)
     return Outcome(FusionHead(task.names, row, problem.targets.n_classes, final.network, setting), held_out, summary)
 
@@ -172,6 +175,17 @@ class _Task:
         """Logits of the rows of a mask."""
         rows = torch.from_numpy(np.flatnonzero(mask))
         return predict(network, self.data.blocks, rows).numpy()
+
+
+def _sound(run: Run) -> Run:
+    """The run, if it came to numbers; a learning rate that did not has lost, unless all of them did so."""
+    lost = bool(run.validation_losses) and not math.isfinite(run.loss)
+    if lost or not all(bool(one.isfinite().all()) for one in run.network.parameters()):
+        raise ReadingError(
+            f"Training a network gave NaN or infinity (learning rate {run.learning_rate:g}). Look for extreme sample "
+            "or class weights, leave out paper=True, or take another recipe."
+        )
+    return run
 
 
 def _sample(rows: Tensor, seed: int) -> Tensor:

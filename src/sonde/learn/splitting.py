@@ -5,6 +5,7 @@
     validation_folds    the same for a validation set that the user brought
     normalised          the form in which two texts count as the same
     draw                a sample of the rows on which neurons are chosen
+    first_rows          the first row of each text
     text_keys           8-byte keys of normalised texts, by which duplicates are found without keeping texts
 
 Cross-validation (as drawn here for five folds): every fold is held out once. Rows of fold 0 calibrate label sets only:
@@ -142,6 +143,11 @@ def validation_folds(n_train: int, targets: Targets, seed: int, texts: Sequence[
 def normalised(text: str) -> str:
     """Compatibility-composed (NFKC), case-folded, runs of white space as one blank."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def first_rows(texts: Sequence[str]) -> Int64[np.ndarray, " text"]:
+    """The first row of each text; rows that read the same are one text."""
+    return _groups(texts)[1]
 
 
 def text_keys(texts: Sequence[str]) -> UInt64[np.ndarray, " row"]:

@@ -32,8 +32,8 @@ class Targets:
     """1 where a row has a class, else 0. One-hot for single-label data; an all-zero row is a label never seen."""
     multilabel: bool
     """Whether a row may have any number of classes."""
-    strange: Bool[np.ndarray, " row"] | None = None
-    """Rows with a label that is none of the classes; None where every label made a class."""
+    unknown: Int64[np.ndarray, " row"] | None = None
+    """How many labels of each row are none of the classes; None where every label made a class."""
     matrix: bool = False
     """Whether the labels came as a 0/1 matrix."""
     foreign: int = 0
@@ -55,10 +55,15 @@ class Targets:
         assert not self.multilabel, "multi-label rows have no single class id"
         return np.where(self.indicator.any(axis=1), self.indicator.argmax(axis=1), -1).astype(np.int64)
 
+    @property
+    def strange(self) -> Bool[np.ndarray, " row"] | None:
+        """Rows with a label that is none of the classes; None where every label made a class."""
+        return None if self.unknown is None else self.unknown > 0
+
     def take(self, rows: Int64[np.ndarray, " taken"] | Bool[np.ndarray, " row"]) -> "Targets":
         """The same classes over some of the rows."""
-        strange = None if self.strange is None else self.strange[rows]
-        return replace(self, indicator=self.indicator[rows], strange=strange)
+        unknown = None if self.unknown is None else self.unknown[rows]
+        return replace(self, indicator=self.indicator[rows], unknown=unknown)
 
 
 def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
@@ -117,9 +122,9 @@ def encode_against(
     """
     rows = _read_against(labels, classes, multilabel, matrix, places)
     known = _positions(rows, classes)
-    strange = np.array([any(label not in known for label in row) for row in rows])  # row
+    unknown = np.array([len(set(row) - known.keys()) for row in rows], dtype=np.int64)  # row
     foreign = len({label for row in rows for label in row} - known.keys())
-    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, strange, matrix, foreign)
+    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, unknown, matrix, foreign)
 
 
 def unseen(labels: Any, classes: np.ndarray, multilabel: bool, matrix: bool = False) -> dict[Label, int]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sonde.learn.head import FusionNetwork, Setting, predict
-from sonde.precision import choose_dtype
+from sonde.precision import reported_dtype
 from sonde.progress import tracked
 
 Loss = Callable[[Float[Tensor, "row class"], Float[Tensor, "row class"], bool], Float[Tensor, " row"]]
@@ -105,7 +105,7 @@ def train(
     """
     optimizer, average = _optimizer(network, setting, learning_rate), network
     device = data.indicator.device
-    precision = choose_dtype("auto", device)  # of the products; weights, losses and every prediction are float32
+    precision = reported_dtype(device)  # of the products; weights, losses and every prediction are float32
     if setting.averaging:
         average = copy.deepcopy(network)
     weights = data.weights / data.weights[rows].mean()

@@ -27,8 +27,8 @@ def cautions(subject: Subject) -> Markup:
     if not found:
         return element(
             "p",
-            "Nothing found: no text of the test stands in the training rows or twice in the test, none was cut, every "
-            "row has a label that the model knows.",
+            "Nothing found: no text of the test stands in the training or validation rows or twice in the test, none "
+            "was cut, every row has a label that the model knows.",
         )
     return joined([element("ul", found, class_="cautions"), _conflicts(subject)])
 
@@ -53,7 +53,8 @@ def _known(subject: Subject) -> Iterator[Markup]:
         return
     rows = int(known.sum())
     said = (
-        f"{count(rows, 'text')} of {subject.rows:,} ({percent(rows / subject.rows)}) stand in the training rows too. "
+        f"{count(rows, 'text')} of {subject.rows:,} ({percent(rows / subject.rows)}) stand in the training or "
+        "validation rows too. "
     )
     new = ~known
     if new.any():
@@ -63,7 +64,7 @@ def _known(subject: Subject) -> Iterator[Markup]:
             f"({interval(*wilson(right, int(new.sum())))}): that is the figure to believe. {_numbers(subject, known)}"
         )
     else:
-        said += "Every one of them: this is no test, the figures only say how well the model remembers."
+        said += "Every one of them: this is no test, the figures flatter the model."
     yield _item("Known texts", said)
 
 

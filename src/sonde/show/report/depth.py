@@ -87,15 +87,16 @@ def _of_each(subject: Subject, cascade: Cascade, rows: list[int]) -> Float64[np.
 
     classifier = subject.classifier
     sources = classifier.sources()
-    texts, truth = [subject.judged.texts[row] for row in rows], subject.judged.truth[rows]
+    texts = [subject.judged.texts[row] for row in rows]
+    truth, strange = subject.judged.truth[rows], subject.judged.strange[rows]
     right = np.zeros(len(cascade.exits))
     blocks = list(blocks_of(cascade, sources).values())
     for window in extract(texts, sources, blocks, open_store(classifier.cache), total=len(texts)):
-        here = truth[window.start : window.start + window.rows]
+        here = slice(window.start, window.start + window.rows)
         for stage in range(len(cascade.exits)):
             logits = cascade.at(stage, window.blocks, window.rows)[0] / np.float32(classifier.temperature_)  # row class
             decided = classifier.decide(to_probabilities(logits, classifier.multilabel_))
-            right[stage] += metrics.accuracy(here, decided) * window.rows
+            right[stage] += metrics.is_right(truth[here], decided, strange[here]).sum()
     return right
 
 

@@ -44,7 +44,8 @@ class Disputed:
     def mislabelled(self) -> Markup:
         """Rows whose label should be looked at again."""
         known, shown = int(self.subject.judged.known.sum()), len(self.doubted)
-        left_out = f" {count(known, 'row')} whose texts the model was trained on are not judged." if known else ""
+        rows = f" {count(known, 'row')} whose texts the model was trained or chosen on are not judged."
+        left_out = rows if known else ""
         what = "given labels" if self.subject.multilabel else "rows"
         said = f"{count(self.doubted_in_all)} {what} are doubted"
         said += f"; the likeliest {shown} are shown." if shown < self.doubted_in_all else "."

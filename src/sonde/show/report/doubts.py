@@ -54,7 +54,8 @@ def mislabelled(subject: Subject) -> tuple[list[Doubt], int]:
     A class is believed of a row if its probability reaches the mean probability that rows given this class have for
     it. A row is doubted if the most probable class that is believed is more probable than the one that is given; the
     doubt is the larger, the less probable the given class is beside it. Multi-label: the same for each label, between
-    present and absent. Rows whose texts stand in the training rows are left out: the model has learnt their labels.
+    present and absent. Rows whose texts stand in the training or validation rows are left out: the model has learnt
+    their labels, or was chosen by them.
 
     Source: Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", sections
     3.1 (thresholds, confident joint) and 3.2 (rank by normalised margin).

@@ -6,7 +6,7 @@ headline   Subject -> cards, and sentences that set them beside what one would e
 from functools import partial
 
 from sonde.learn import metrics
-from sonde.show.report.intervals import DRAWS, Measure, around, resampled, wilson
+from sonde.show.report.intervals import DRAWS, Measure, around, newcombe, resampled, wilson
 from sonde.show.report.markup import Markup, Shown, count, element, figure, joined, percent
 from sonde.show.report.subject import Subject
 
@@ -15,15 +15,17 @@ def headline(subject: Subject) -> Markup:
     """Cards of figures, and what they compare with."""
     cards = _of_sets(subject) if subject.multilabel else _of_labels(subject)
     judged = subject.judged
-    low, high = around(metrics.row_losses(judged.truth, judged.probabilities, multilabel=subject.multilabel))
+    within = around(metrics.row_losses(judged.truth, judged.probabilities, multilabel=subject.multilabel))
     unit = "nats a label" if subject.multilabel else "nats a text"
-    cards.append(_card("Log loss", figure(subject.measured["log_loss"]), _within(low, high, figure), unit))
+    between = _within(*within, figure) if within else ""
+    cards.append(_card("Log loss", figure(subject.measured["log_loss"]), between, unit))
     cards.append(_calibration(subject))
     classes = count(len(subject.classes), "label" if subject.multilabel else "class", _plural(subject))
     cards.append(_card("Test rows", count(subject.rows), classes, ""))
     how = (
         "Confidence intervals (CI) take the rows as if they were drawn one by one: Wilson's for shares of rows, "
-        f"percentiles of up to {DRAWS:,} bootstrap draws for F1, 1.96 standard errors for the log loss."
+        f"percentiles of up to {DRAWS:,} bootstrap draws for F1 (by Wilson's where they are all alike), 1.96 "
+        "standard errors for the log loss."
     )
     return joined([element("dl", cards, class_="cards"), _compared(subject), element("p", how, class_="hint")])
 
@@ -53,8 +55,8 @@ def _of_sets(subject: Subject) -> list[Markup]:
         ("Micro F1", "micro_f1", metrics.micro_f1),
         ("Macro F1", "macro_f1", _macro_f1(subject)),
     ):
-        missed = subject.judged.strange if name == "micro_f1" else None
-        low, high = resampled(measure, subject.truth, subject.decided, strange=missed)
+        missed = subject.judged.unknown if name == "micro_f1" else None
+        low, high = resampled(measure, subject.truth, subject.decided, unknown=missed)
         cards.append(_card(title, figure(subject.measured[name]), _within(low, high, figure), ""))
     cards.append(_card("Whole set right", percent(subject.measured["subset_accuracy"]), _within(*whole), ""))
     cards.append(_card("Mean average precision", figure(subject.measured["mean_average_precision"]), "", "over labels"))
@@ -95,11 +97,11 @@ def _promised(subject: Subject) -> str | None:
     held = subject.summary["out_of_fold"]
     if held["accuracy"] is None:
         return None
-    low, high = wilson(int(subject.right.sum()), subject.rows)
     promised = held["accuracy"]
+    low, high = newcombe(promised * held["rows"], held["rows"], int(subject.right.sum()), subject.rows)
     said = f"In training, out of fold, the model was right in {percent(promised)} of {count(held['rows'], 'row')}"
-    if promised > high:
+    if low > 0:
         return f"{said}: more than here, so these texts are harder than the training texts, or other ones."
-    if promised < low:
+    if high < 0:
         return f"{said}: less than here; are these rows easier, or known to the model?"
     return f"{said}, which agrees with this test."
