@@ -186,8 +186,11 @@ def test_freed_memory_is_kept_and_handed_back_now_and_then(library: Library) -> 
     heap.read(EVERY_TOKENS, 0.1)  # before anything is held, nothing is known of the library
     assert library.trims == []
     for _ in range(3):
-        heap.hold()
-    assert library.options == [(-3, HEAP_BYTES), (-1, HELD_BYTES)]  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        heap.hold("float32")
+    told = [(-3, HEAP_BYTES["float32"]), (-1, HELD_BYTES)]  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    assert library.options == told
+    heap.hold("bfloat16")
+    assert library.options == [*told, (-3, HEAP_BYTES["bfloat16"]), (-1, HELD_BYTES)]
     heap.read(EVERY_TOKENS - 1, EVERY_SECONDS / 2)
     assert library.trims == []
     heap.read(1, 0.0)
@@ -203,7 +206,7 @@ def test_what_the_environment_says_of_memory_stands(
 ) -> None:
     monkeypatch.setenv(name, "1")
     heap = Heap()
-    heap.hold()
+    heap.hold("float32")
     heap.read(EVERY_TOKENS, 0.1)
     assert library.options == [] and library.trims == [0]
 
@@ -211,6 +214,6 @@ def test_what_the_environment_says_of_memory_stands(
 def test_a_c_library_without_such_settings_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     heap = Heap()
-    heap.hold()
+    heap.hold("float32")
     heap.read(EVERY_TOKENS, 0.1)
     assert heap.tokens == 0

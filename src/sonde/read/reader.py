@@ -255,7 +255,7 @@ class Reader:
         """(piece, dim) of every kind, in the order of the pieces; float32 where windows are still to be joined."""
         backbone = self.source.backbone
         if backbone.device.type == "cpu":
-            HEAP.hold()
+            HEAP.hold(str(backbone.dtype).removeprefix("torch."))
         taps = {kind: (kind.site, kind.pooling or None) for kind in kinds}
         dtype = backbone.dtype if len(pieces.ids) == len(pieces.tokens) else torch.float32
         sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
