@@ -348,6 +348,28 @@ def test_widths_differ_by_site():
     assert bert.width(POOLER) == bert.width(SENTENCE) == 32
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_description_names_what_can_be_read(name):
+    backbone = tiny_backbone(name)
+    described = backbone.describe()
+    json.dumps(described)
+    for one in described["sites"]:
+        first, last = Site.parse(one["first"]), Site.parse(one["last"])
+        layers = range(first.layer, last.layer + 1) if first.layer is not None else [None]
+        assert {backbone.width(Site(first.stack, first.kind, layer)) for layer in layers} == {one["width"]}
+    spans = {(one["first"], one["last"]): one["poolings"] for one in described["sites"]}
+    told = {(site, how) for site, how in everything(backbone)}
+    assert told == {
+        (site, how)
+        for site in every_site(backbone)
+        for (first, last), poolings in spans.items()
+        for how in poolings
+        if (a := Site.parse(first)).stack == site.stack and a.kind == site.kind
+        if a.layer <= site.layer <= Site.parse(last).layer
+    }
+    assert described["reads"] == ("left to right" if backbone.causal else "both ways")
+
+
 def test_the_pooler_is_the_output_of_transformers():
     backbone = tiny_backbone("bert")
     ids, mask, _ = batch(backbone)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from samples import RECIPES, make, worded
 from scipy.sparse import csr_array
@@ -250,6 +251,36 @@ def test_labels_that_blanks_tell_apart_are_named() -> None:
     odd = [label + " " * (row % 2) for row, label in enumerate(LABELS)]
     with pytest.warns(SondeWarning, match="3 labels occur with and without blanks at their ends.* the first is '"):
         assert len(make("lexical").fit(TEXTS, odd).classes_) == 6
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_a_table_of_labels_names_the_classes(frame: Any, tmp_path: Path) -> None:
+    texts, labels = PAIRS, PAIR_LABELS
+    names = ["weather", "rail", "post"]
+    table = frame({name: [int(name in row) for row in labels] for name in names})
+    classifier = make("lexical").fit(texts, table)
+    assert classifier.classes_.tolist() == names and classifier.matrix_labels_
+    plain = make("lexical").fit(texts, np.asarray(table))
+    assert plain.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(classifier.predict(NEW_TEXTS), plain.predict(NEW_TEXTS))
+    classifier.save(tmp_path / "model")
+    again = sonde.load(tmp_path / "model")
+    turned = table[sorted(names)]
+    expected = plain.score(texts, np.asarray(table))
+    assert again.score(texts, table) == again.score(texts, turned) == again.score(texts, np.asarray(table)) == expected
+    assert {row["label"] for row in evaluate(again, texts, turned)["per_class"]} == set(names)
+    held = make("lexical").fit(texts, table, validation=(texts[:60], turned[:60]))
+    assert held.classes_.tolist() == names
+
+
+def test_tables_of_other_labels_are_refused() -> None:
+    table = pd.DataFrame([[1, 0], [0, 1]] * 20, columns=["spam", "toxic"])
+    texts = TEXTS[:40]
+    classifier = make("lexical").fit(texts, table)
+    with pytest.raises(DataError, match="lacks 'toxic' and has 'kind', which the model does not know; give a column"):
+        classifier.score(texts, table.rename(columns={"toxic": "kind"}))
+    with pytest.raises(DataError, match="two columns named 'spam'"):
+        make("lexical").fit(texts, table.rename(columns={"toxic": "spam"}))
 
 
 def test_a_label_repeated_in_a_list_makes_no_matrix_of_it() -> None:

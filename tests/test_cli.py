@@ -496,12 +496,24 @@ def test_help_imports_neither_torch_nor_transformers(arguments: list[str]) -> No
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_sites_of_a_backbone(run: Run) -> None:
+    done = run("sites", BERT, "--dtype", "float32", "--device", "cpu")
+    assert done.code == 0 and narrow(done.out)
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["hidden.0", "to", "hidden.3", "32", "mean", "max", "first", "last", "mean_content"] in lines
+    assert any(line[:4] == ["ffn.1", "to", "ffn.3", "48"] for line in lines)
+    content = run("sites", BERT, "--dtype", "float32", "--device", "cpu", "--json").json
+    assert content["layers"] == {"main": 3} and content["dtype"] == "float32"
+    refused = run("sites", "nowhere/at/all")
+    assert refused.code == 2 and "nowhere/at/all" in refused.err
+
+
 def test_the_installed_script(files: Path, tmp_path: Path) -> None:
     helped = sonde_script("--help")
     assert helped.returncode == 0 and "Usage: sonde" in helped.stdout
     assert all(
         name in helped.stdout
-        for name in ("fit", "evaluate", "report", "predict", "explain", "extract", "inspect", "recipes", "bench")
+        for name in ("fit", "evaluate", "report", "predict", "explain", "extract", "sites", "inspect", "recipes")
     )
     missing = sonde_script("inspect", tmp_path / "nowhere")
     assert (missing.returncode, missing.stdout) == (2, "") and len(missing.stderr.splitlines()) == 1

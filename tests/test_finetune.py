@@ -26,7 +26,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
 from sonde import TextClassifier
-from sonde.baselines import FineTuning, stepping
+from sonde.baselines import FineTuning, finetuning, stepping
 from sonde.errors import (
     ArgumentError,
     BackboneError,
@@ -60,6 +60,22 @@ def fitted() -> dict[str, FineTuning]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stepping, "LEAST_STEPS", 12)
         return {method: make(method, learning_rate=5e-3).fit(TEXTS, LABELS) for method in METHODS}
+
+
+def test_too_little_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(finetuning, "train", short)
+    with pytest.raises(ReadingError, match=r"8 rows of up to 64 tokens a step \(CUDA out of memory.* fewer batch_rows"):
+        make().fit(TEXTS, LABELS)
+
+    def breaks(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(finetuning, "train", breaks)
+    with pytest.raises(RuntimeError, match="a defect"):
+        make().fit(TEXTS, LABELS)
 
 
 # ------------------------------------------------------------------ what it learns, and how it answers
@@ -366,7 +382,7 @@ _CHILD = """
 import sys
 sys.path.insert(0, {tests!r})
 from samples import worded
-from sonde.baselines import FineTuning, stepping
+from sonde.baselines import FineTuning, finetuning, stepping
 stepping.SAVE_SECONDS, stepping.SAVE_SHARE, stepping.LEAST_STEPS = 0.0, 0, 1
 FineTuning({backbone!r}, {method!r}, learning_rate=3e-3, epochs=12, patience=12, batch_rows=8, dtype="float32",
            resume={folder!r}).fit(*worded(90))

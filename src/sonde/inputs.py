@@ -2,6 +2,8 @@
 
 as_texts         any sequence of str -> list, with warnings about texts that cannot say much
 one_column       labels in the only column of a table -> list
+column_names     names of the columns of a table of labels
+in_order         such a table in the order of a model's classes
 present          which labels are not missing
 taken            some of the texts or labels
 as_weights       sample weights -> float64
@@ -88,6 +90,45 @@ def one_column(labels: Any) -> Any:
         labels = labels.toarray()
     only = len(getattr(labels, "shape", ())) == 2 and labels.shape[1] == 1
     return np.asarray(labels)[:, 0].tolist() if only else labels
+
+
+def column_names(labels: Any) -> list[str] | None:
+    """Names of the columns of a table of several, pandas or polars; None of other labels, and if they are numbers.
+
+    Raises
+    ------
+    DataError
+        If a name stands twice.
+    """
+    if len(getattr(labels, "shape", ())) != 2 or not hasattr(labels, "columns"):
+        return None
+    names = list(labels.columns)
+    if not all(isinstance(name, str) for name in names):
+        return None
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"The table of labels has two columns named {twice!r}; rename one of them.")
+    return names
+
+
+def in_order(labels: Any, classes: np.ndarray) -> Any:
+    """The columns of a table of labels in the order of the classes, as an array; other labels as they are.
+
+    Raises
+    ------
+    DataError
+        If its columns have other names than the classes.
+    """
+    names = column_names(labels)
+    if names is None or classes.dtype.kind != "U":
+        return labels
+    known = classes.tolist()
+    if set(names) != set(known):
+        lacking, other = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        said = [f"lacks {', '.join(map(repr, lacking))}"] * bool(lacking)
+        said += [f"has {', '.join(map(repr, other))}, which the model does not know"] * bool(other)
+        raise DataError(f"The table of labels {' and '.join(said)}; give a column for each label of the model.")
+    return np.asarray(labels)[:, [names.index(name) for name in known]]
 
 
 def present(labels: Any, rows: int) -> Bool[np.ndarray, " row"]:

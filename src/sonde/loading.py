@@ -164,7 +164,9 @@ def _compare(classifier: TextClassifier, content: Mapping[str, Any], arrays: Map
         if array.shape != arrays[name].shape or not np.array_equal(array, arrays[name]):
             raise ModelError(f"The array {name!r} does not fit the others of this learner; the model is damaged.")
     classes, thresholds = classifier.classes_, classifier.thresholds_
-    if len(classes) < 2 or not np.array_equal(np.unique(classes), classes):
+    distinct = np.unique(classes)
+    ordered = classes if classifier.matrix_labels_ else distinct  # a table has its columns in any order
+    if not 2 <= len(classes) == len(distinct) or not np.array_equal(ordered, classes):
         raise ModelError("The classes are not two or more distinct labels in order; the model is damaged.")
     if (thresholds is not None) != classifier.multilabel_ or (
         thresholds is not None and thresholds.shape != classes.shape

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from sonde.errors import ArgumentError, DataError, choose, warn
-from sonde.inputs import as_groups, as_texts, as_weights, one_column, present, taken
+from sonde.inputs import as_groups, as_texts, as_weights, column_names, in_order, one_column, present, taken
 from sonde.learn import metrics
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
 from sonde.learn.targets import Targets, encode, encode_against, is_collection, plain, unseen
@@ -48,6 +48,9 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None, gr
     mean of 1: how much rows weigh against a penalty does not hang on their unit.
     """
     rows, labels = as_texts(texts), one_column(labels)
+    names = column_names(labels)
+    if known is not None:
+        labels = in_order(labels, known.classes)
     here = present(labels, len(rows))
     heavy, own = as_weights(weights, len(rows)), as_groups(groups, len(rows))
     _check_present(here, heavy)
@@ -57,7 +60,7 @@ def as_labelled(texts: Any, labels: Any, weights: Any, known: Targets | None, gr
         own = None if own is None else own[kept]
     places = (np.flatnonzero(kept) + 1).tolist()
     told = (
-        encode(labels, places)
+        encode(labels, places, names)
         if known is None
         else encode_against(labels, known.classes, known.multilabel, known.matrix, places)
     )
@@ -101,7 +104,7 @@ def as_tested(classifier: Any, texts: Any, labels: Any, weights: Any = None) -> 
     SondeWarning
         missing_labels, unseen_labels and those about odd texts.
     """
-    rows, labels = as_texts(texts), one_column(labels)
+    rows, labels = as_texts(texts), in_order(one_column(labels), classifier.classes_)
     here = present(labels, len(rows))
     heavy = None if weights is None else as_weights(weights, len(rows))
     _check_present(here, heavy)

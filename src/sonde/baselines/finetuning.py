@@ -12,7 +12,8 @@ our progress is shorter than what those overrides take.
 import copy
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,12 +30,13 @@ from sonde.baselines.prompting import check_whole
 from sonde.baselines.resuming import States
 from sonde.baselines.stepping import Position, Schedule, Task, seeded, train
 from sonde.baselines.tunable import Tunable, free_folder, load_tunable, parameters, write_checkpoint
-from sonde.errors import ArgumentError, DataError, choose
+from sonde.errors import ArgumentError, DataError, ReadingError, choose
 from sonde.inputs import as_texts
 from sonde.learn.calibration import fit_temperature, fit_thresholds, to_probabilities
 from sonde.learn.targets import Targets
 from sonde.plan import BUNDLE, warn_truncated
 from sonde.precision import choose_device, choose_dtype
+from sonde.read.memory import is_out_of_memory
 from sonde.rows import Labelled, as_labelled, check_class_weight, class_factors, with_validation
 
 METHODS = ("full", "lora")
@@ -43,6 +45,21 @@ RATES = {"full": 5e-5, "lora": 5e-4}
 FOLDS = 10
 """One part in ten decides when to stop: those rows do not train."""
 LONG_TEXT = ("cut", "head_tail")
+
+
+@contextmanager
+def _enough_memory(schedule: Schedule, tunable: Tunable) -> Iterator[None]:
+    """What torch says of lacking memory becomes a sentence with the settings that need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ReadingError(
+            f"Memory does not suffice to train with {schedule.batch_rows} rows of up to {tunable.view.max_tokens} "
+            f"tokens a step ({next(iter(str(error).splitlines()), 'out of memory')}). Give fewer batch_rows or "
+            "max_tokens, or method='lora', which keeps the state of few weights."
+        ) from error
 
 
 class FineTuning(Classifying):
@@ -156,7 +173,8 @@ class FineTuning(Classifying):
         warn_truncated(int((pieces.lost > 0).sum()))
         task = Task(pieces, both.targets, weights, trained, watched, self.metric, self.random_state)
         states = None if self.resume is None else States(self.resume, self._identity(schedule, both, task, tunable))
-        position = train(tunable, task, schedule, states)
+        with _enough_memory(schedule, tunable):
+            position = train(tunable, task, schedule, states)
         self.tunable_, self.adapted_ = tunable, adapted
         self._know(both.targets)
         self._calibrate(task)

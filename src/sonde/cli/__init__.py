@@ -1,6 +1,6 @@
 """The command line: one command = one call into a room.
 
-    fit evaluate report predict explain compare serve export extract inspect recipes bench
+    fit evaluate report predict explain compare serve export extract sites inspect recipes bench
 
 Results go to standard output (`--json`: one JSON object), progress and warnings to standard error. Exit 0: done, with
 warnings counted; 2: the user's input is wrong; 130: interrupted; 1: anything else.
@@ -20,7 +20,7 @@ from sonde import __version__
 from sonde.cli.models import evaluate, explain, fit, inspect, predict, report
 from sonde.cli.research import bench, compare, recipes
 from sonde.cli.session import complain
-from sonde.cli.work import export, extract, serve
+from sonde.cli.work import export, extract, serve, sites
 from sonde.errors import InputError, SondeError
 
 
@@ -45,7 +45,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (fit, evaluate, report, predict, explain, compare, serve, export, extract, inspect, recipes, bench):
+COMMANDS = (fit, evaluate, report, predict, explain, compare, serve, export, extract, sites, inspect, recipes, bench)
+for command in COMMANDS:
     app.command(cls=Once)(command)
 
 

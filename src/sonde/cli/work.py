@@ -79,6 +79,19 @@ def extract(
         )
 
 
+def sites(
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder.")] = BUNDLE,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Say what can be read of a backbone: its sites, how wide they are, which poolings they take."""
+    with session("sites", as_json) as result:
+        from sonde.read.backbone import load_backbone
+
+        result |= load_backbone(backbone, dtype=dtype, device=device).describe()
+
+
 CHECKED_ROWS = 2000
 """Texts of --check that are read: enough to see a hundredth of the labels change, in a minute or so."""
 

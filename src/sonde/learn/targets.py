@@ -66,7 +66,7 @@ class Targets:
         return replace(self, indicator=self.indicator[rows], unknown=unknown)
 
 
-def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
+def encode(labels: Any, places: Sequence[int] | None = None, names: Sequence[str] | None = None) -> Targets:
     """Turn the labels of a training set into targets.
 
     Parameters
@@ -78,6 +78,8 @@ def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
         a value.
     places : sequence of int, optional
         The row by which a sentence names each, counted from 1; by default its place among `labels`.
+    names : sequence of str, optional
+        The classes of a matrix, in the order of its columns, in place of 0, 1, ...
 
     Raises
     ------
@@ -89,8 +91,10 @@ def encode(labels: Any, places: Sequence[int] | None = None) -> Targets:
     found: list[Label] = sorted({label for row in rows for label in row}) if width is None else list(range(width))
     if len(found) < 2:
         raise DataError(_too_few(found, len(rows)))
-    classes = np.array(found, dtype=str) if isinstance(found[0], str) else np.array(found)
     indicator = _indicator(rows, {label: i for i, label in enumerate(found)}, len(found))
+    if width is not None and names is not None:
+        found = list(names)
+    classes = np.array(found, dtype=str) if isinstance(found[0], str) else np.array(found)
     return Targets(classes, indicator, multilabel, matrix=width is not None)
 
 
@@ -145,7 +149,8 @@ def _read_against(
         )
     if width is not None and width != len(classes):
         raise DataError(f"The label matrix has {width} columns, but the model has {len(classes)} classes.")
-    return rows
+    known: list[Label] = classes.tolist()
+    return rows if width is None else [[known[column] for column in row] for row in rows]  # type: ignore[index]
 
 
 def _positions(rows: list[list[Label]], classes: np.ndarray) -> dict[Label, int]:

@@ -1,8 +1,8 @@
 """Backbones: frozen transformers models with their tokenizers, read at sites.
 
 load_backbone   name -> Backbone, one per (folder, dtype, device) and process
-Backbone        a loaded model: what it has (layers, widths, positions), `read`, `read_packed`,
-                `read_in_stages`, `read_tokens` and `traceable`
+Backbone        a loaded model: what it has (layers, widths, positions; `describe`), `read`,
+                `read_packed`, `read_in_stages`, `read_tokens` and `traceable`
 max_positions   the most tokens that a model takes
 quiet           transformers without its progress bars and reports
 """
@@ -10,6 +10,7 @@ quiet           transformers without its progress bars and reports
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,6 +176,54 @@ class Backbone:
     def sites(self, spec: str) -> tuple[Site, ...]:
         """Expand a specification, such as "hidden.*", against this backbone's layers."""
         return expand(spec, self.layers)
+
+    def describe(self) -> dict[str, Any]:
+        """What can be read, in JSON values.
+
+        Returns
+        -------
+        dict
+            `backbone`, `path`, `dtype`, `device`, `max_tokens` (None: no bound), `reads` ("both ways" or "left to
+            right"), `layers` (blocks of each stack), `sentence` (what that site is, or why it cannot be read), and
+            `sites`, a list of objects: `first` and `last` (two sites of one kind and width, and all between), `width`
+            (numbers a text and pooling), `poolings`.
+        """
+        sites = [site for stack in self.layers for kind in ("hidden", "ffn") for site in self._sites_of(stack, kind)]
+        if self._has_pooler:
+            sites.append(Site(MAIN, "pooler"))
+        runs = [list(run) for _, run in groupby(sites, lambda site: (site.stack, site.kind, self.width(site)))]
+        found = self._sentence
+        how = f"{found.pooling} of {found.site}" if found.pooling else str(found.site)
+        return {
+            "backbone": self.name,
+            "path": str(self.path),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "max_tokens": self.max_positions,
+            "reads": "left to right" if self.causal else "both ways",
+            "layers": dict(self.layers),
+            "sentence": found.refusal or (f"{how}, of length one" if found.normalise else how),
+            "sites": [
+                {
+                    "first": str(run[0]),
+                    "last": str(run[-1]),
+                    "width": self.width(run[0]),
+                    "poolings": [pooling for pooling in POOLINGS if self._takes(run[0], pooling)],
+                }
+                for run in runs
+            ],
+        }
+
+    def _sites_of(self, stack: str, kind: str) -> tuple[Site, ...]:
+        prefix = f"{DECODER}." if stack == DECODER else ""
+        return self.sites(f"{prefix}{kind}.*")
+
+    def _takes(self, site: Site, pooling: str) -> bool:
+        try:
+            self.check(site, pooling)
+        except BackboneError:
+            return False
+        return True
 
     def width(self, site: Site) -> int:
         """Return how many values an activation at `site` has."""

@@ -1,7 +1,7 @@
 """What each command prints: one function a command, from the plain data that `--json` gives.
 
-fit, evaluation, report, prediction, explanation, comparison, listening, exported, extraction, inspection, recipes,
-written
+fit, evaluation, report, prediction, explanation, comparison, listening, exported, extraction, sites, inspection,
+recipes, written
 """
 
 import re
@@ -15,7 +15,7 @@ from sonde.show.terminal import facts, table
 
 __all__ = [
     "comparison", "evaluation", "explanation", "exported", "extraction", "fit", "inspection", "listening", "prediction",
-    "recipes", "report", "written",
+    "recipes", "report", "sites", "written",
 ]  # fmt: skip
 
 Result = Mapping[str, Any]
@@ -106,6 +106,27 @@ def exported(result: Result) -> None:
 def extraction(result: Result) -> None:
     """What was read into the store."""
     facts({**result, "blocks": len(result["blocks"])})
+
+
+def sites(result: Result) -> None:
+    """Where a backbone can be read."""
+    bound = result["max_tokens"]
+    facts(
+        {
+            "backbone": f"{result['backbone']}, {result['dtype']} on {result['device']}",
+            "most tokens": f"{bound:,}" if bound else "no bound",
+            "reads": result["reads"],
+            "sentence": result["sentence"],
+        }
+    )
+    table(
+        ["site", "width", "poolings"],
+        [
+            [one["first"] if one["first"] == one["last"] else f"{one['first']} to {one['last']}", f"{one['width']:,}",
+             " ".join(one["poolings"])]
+            for one in result["sites"]
+        ],
+    )  # fmt: skip
 
 
 def inspection(result: Result) -> None:
