@@ -111,7 +111,7 @@ def judge(classifier: TextClassifier, texts: Any, labels: Any) -> Judged:
         truncated=np.concatenate([part.truncated for part in parts]),
         depths=np.concatenate([part.depths for part in parts]),
         known=known,
-        unseen=rows.unseen,
+        unseen=dict(rows.targets.unseen),
         seconds=time.perf_counter() - started,
     )
 

@@ -22,7 +22,7 @@ from sonde.errors import ArgumentError, DataError, choose, warn
 from sonde.inputs import as_groups, as_texts, as_weights, column_names, in_order, one_column, present, taken
 from sonde.learn import metrics
 from sonde.learn.splitting import Folds, make_folds, text_keys, validation_folds
-from sonde.learn.targets import Targets, encode, encode_against, is_collection, plain, unseen
+from sonde.learn.targets import Targets, encode, encode_against, is_collection, plain
 
 FEW_ROWS = 20  # with fewer, a class of one row is no sign of a wrong column
 
@@ -83,8 +83,6 @@ class Tested:
     """One a row, a list a row, or a 0/1 matrix with a row each; under their names, if the classifier has names."""
     targets: Targets
     """The labels over the classes of the classifier."""
-    unseen: dict[Any, int]
-    """Labels that the classifier does not know, with their rows, most frequent first."""
     weights: Float[np.ndarray, " row"] | None
     """None: all rows weigh the same."""
 
@@ -116,9 +114,8 @@ def as_tested(classifier: Any, texts: Any, labels: Any, weights: Any = None) -> 
     labels = _named(labels, getattr(classifier, "label_names_", {}))
     form = (classifier.classes_, classifier.multilabel_, classifier.matrix_labels_)
     targets = encode_against(labels, *form, (np.flatnonzero(here) + 1).tolist())
-    strange = unseen(labels, *form)
-    warn_unseen(strange, classifier.classes_)
-    return Tested(here, rows, labels, targets, strange, heavy)
+    warn_unseen(targets.unseen, targets.classes)
+    return Tested(here, rows, labels, targets, heavy)
 
 
 def _check_present(here: Bool[np.ndarray, " row"], weights: Float[np.ndarray, " row"] | None) -> None:
@@ -199,7 +196,7 @@ def score(
     return metrics.accuracy(truth.indicator, decided, rows.weights, truth.strange)
 
 
-def warn_unseen(strange: dict[Any, int], classes: np.ndarray) -> None:
+def warn_unseen(strange: Mapping[Any, int], classes: np.ndarray) -> None:
     """Say which labels of test rows, and how often, no training row has; and which seem to be written otherwise."""
     if strange:
         count = sum(strange.values())
@@ -213,7 +210,7 @@ def warn_unseen(strange: dict[Any, int], classes: np.ndarray) -> None:
         )
 
 
-def _alike(strange: dict[Any, int], classes: np.ndarray) -> str:
+def _alike(strange: Mapping[Any, int], classes: np.ndarray) -> str:
     """A known label that reads like one of these: another case, blanks, or the ".0" of a column that had gaps."""
     known = {_bare(label): label for label in reversed(classes.tolist())}
     for label in strange:

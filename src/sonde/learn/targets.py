@@ -9,9 +9,9 @@ is_collection     whether an entry is several labels
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,8 +36,8 @@ class Targets:
     """How many labels of each row are none of the classes; None where every label made a class."""
     matrix: bool = False
     """Whether the labels came as a 0/1 matrix."""
-    foreign: int = 0
-    """How many labels are none of the classes."""
+    unseen: Mapping[Label, int] = field(default_factory=dict)
+    """Labels that are none of the classes, with their rows, most frequent first."""
 
     @property
     def rows(self) -> int:
@@ -54,6 +54,11 @@ class Targets:
         """Position in `classes` of each row's label, -1 for a label never seen. Single-label data only."""
         assert not self.multilabel, "multi-label rows have no single class id"
         return np.where(self.indicator.any(axis=1), self.indicator.argmax(axis=1), -1).astype(np.int64)
+
+    @property
+    def foreign(self) -> int:
+        """How many different labels are none of the classes."""
+        return len(self.unseen)
 
     @property
     def strange(self) -> Bool[np.ndarray, " row"] | None:
@@ -127,15 +132,13 @@ def encode_against(
     rows = _read_against(labels, classes, multilabel, matrix, places)
     known = _positions(rows, classes)
     unknown = np.array([len(set(row) - known.keys()) for row in rows], dtype=np.int64)  # row
-    foreign = len({label for row in rows for label in row} - known.keys())
-    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, unknown, matrix, foreign)
+    unseen = dict(Counter(label for row in rows for label in row if label not in known).most_common())
+    return Targets(classes, _indicator(rows, known, len(classes)), multilabel, unknown, matrix, unseen)
 
 
 def unseen(labels: Any, classes: np.ndarray, multilabel: bool, matrix: bool = False) -> dict[Label, int]:
     """Count the labels that are not among `classes`, most frequent first. Arguments as in `encode_against`."""
-    rows = _read_against(labels, classes, multilabel, matrix, None)
-    known = _positions(rows, classes)
-    return dict(Counter(label for row in rows for label in row if label not in known).most_common())
+    return dict(encode_against(labels, classes, multilabel, matrix).unseen)
 
 
 def _read_against(
