@@ -269,17 +269,16 @@ def test_who_reads_with_one_thread_after_others_meets_hooks_on_the_model() -> No
 
 
 def test_threads_end_with_the_model() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # among them lanes of earlier tests, which may end meanwhile
     lanes = Lanes([0], lambda: iter(()))
     assert list(lanes.each(lambda item: item, [1, 2, 3], 2)) == [1, 2, 3]
-    assert threading.active_count() == before + 2
+    started = [one for one in threading.enumerate() if one.name == "sonde-lane" and one not in before]
+    assert len(started) == 2
     del lanes
     gc.collect()
-    for _ in range(100):
-        if threading.active_count() == before:
-            return
-        time.sleep(0.05)
-    raise AssertionError("threads of a model that is gone are still there")
+    for thread in started:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_a_process_that_was_forked_has_lanes_of_its_own() -> None:
