@@ -13,7 +13,7 @@ from tiny import build
 
 from sonde import heap as heaps
 from sonde.errors import ReadingError, SondeWarning
-from sonde.heap import EVERY_SECONDS, EVERY_TOKENS, HEAP_BYTES, HELD_BYTES, Heap
+from sonde.heap import EVERY_SECONDS, EVERY_TOKENS, HEAP, HEAP_BYTES, HELD_BYTES, Heap
 from sonde.read.backbone import load_backbone
 from sonde.read.blocks import Block, Source
 from sonde.read.extract import read
@@ -198,6 +198,16 @@ def test_freed_memory_is_kept_and_handed_back_now_and_then(library: Library) -> 
     for _ in range(2):
         heap.read(1, EVERY_SECONDS / 2)  # slow reading: the processor lacks units, or the model is large
     assert library.trims == [0, 0] and (heap.tokens, heap.seconds) == (0, 0.0)
+
+
+def test_free_memory_goes_back_within_a_window_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4,096 texts take a large model minutes, in which memory that is given back only afterwards falls to pieces."""
+    counted: list[int] = []
+    monkeypatch.setattr(HEAP, "read", lambda tokens, _seconds: counted.append(tokens))
+    one = {0: source("bert")}
+    window = read(TEXTS, one, expand_blocks(0, one[0], "hidden.*", "mean"), token_budget=200)
+    assert len(counted) > 1
+    assert sum(counted) == window.tokens.sum()
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])

@@ -242,9 +242,7 @@ class Reader:
         wanted = [kind for kind in kinds if kind != TOKENS]
         values: dict[Kind, Tensor] = {}
         if wanted:
-            started = time.perf_counter()
             values = self._run(pieces, wanted)
-            HEAP.read(sum(len(ids) for ids in pieces.ids), time.perf_counter() - started)
             check_finite(values, pieces, first, backbone.name)
             values = {kind: _join(v, pieces, kind.pooling, backbone.causal) for kind, v in values.items()}
             values = {kind: v.to(backbone.dtype) for kind, v in values.items()}  # of windows; else they are
@@ -261,9 +259,12 @@ class Reader:
         sizes = {kind: (len(pieces.ids), kind.width(self.source)) for kind in kinds}
         values = {kind: torch.empty(size, dtype=dtype) for kind, size in sizes.items()}  # piece dim
         wanted = list(dict.fromkeys(taps.values()))
+        started = time.perf_counter()
         for batch, pooled in read_pieces(pieces, backbone, wanted, self.token_budget, self._halving):
             for kind, tap in taps.items():
                 values[kind][torch.from_numpy(batch)] = kind.take(pooled[tap]).to(dtype)
+            started, before = time.perf_counter(), started
+            HEAP.read(sum(len(pieces.ids[piece]) for piece in batch), started - before)
         return values
 
 
