@@ -7,9 +7,10 @@ call. It sees the packages of the interpreter that runs this script, so that tor
 and adds setfit at the version below with what it requires, at the versions of `constraints.txt` where these say so.
 SetFit runs there, in a process of its own: its head is a pickle on disk, so nothing that it saves is ever read.
 
-run       fill every cell, write comparison.json and its page
-SetFit    the classifier: fit, predict, predict_proba, classes_
-make_env  the environment -> its interpreter
+run          fill every cell, write comparison.json and its page
+epoch_steps  steps in which every pair is met once
+SetFit       the classifier: fit, predict, predict_proba, classes_
+make_env     the environment -> its interpreter
 """
 
 import argparse
@@ -38,6 +39,8 @@ VERSION = "1.2.0"
 """Tried beside the pins of `constraints.txt`."""
 MAX_STEPS = 500
 """Pairs of the contrastive training grow with the square of the rows; SetFit's own bound is none."""
+BATCH_ROWS = 16
+"""Pairs of a step, SetFit's default."""
 WORKER = Path(__file__).with_name("setfit_worker.py")
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
@@ -63,6 +66,18 @@ def make_env(folder: Path) -> Path:
         raise ArgumentError(f"setfit {VERSION} cannot be installed in {folder}: pip says: {said}")
     (folder / "ready").write_text(VERSION + "\n", encoding="utf-8")
     return python
+
+
+def epoch_steps(ids: np.ndarray) -> int:
+    """Steps in which every pair is met once: of the same label (a text with itself too) and of two labels, the fewer
+    repeated until they are as many (`sampling_strategy="oversampling"`, SetFit's default).
+
+    Told to take more steps than that, SetFit goes on with the next epoch.
+    """
+    counts = np.bincount(ids)
+    same = int((counts * (counts + 1) // 2).sum())
+    other = (len(ids) ** 2 - int((counts**2).sum())) // 2
+    return -(-2 * max(same, other) // BATCH_ROWS)
 
 
 class SetFit(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -101,7 +116,8 @@ class SetFit(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._worker = _Worker(self.python)
         task = {
             "backbone": str(find_checkpoint(self.backbone)), "texts": rows.texts, "labels": rows.targets.ids.tolist(),
-            "seed": self.random_state, "max_steps": self.max_steps,
+            "seed": self.random_state, "max_steps": min(self.max_steps, epoch_steps(rows.targets.ids)),
+            "batch_rows": BATCH_ROWS,
         }  # fmt: skip
         self.versions_ = self._ask(task)["versions"]
         return self
@@ -113,6 +129,11 @@ class SetFit(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """The most probable label of each text."""
         found: np.ndarray = self.classes_[self.predict_proba(texts).argmax(axis=1)]
+        return found
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Of each row the most probable class, bool (row, class)."""
+        found: np.ndarray = np.eye(len(self.classes_), dtype=bool)[probabilities.argmax(axis=1)]
         return found
 
     def _ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +197,7 @@ def run(
     def make(setting: Setting) -> SetFit:
         return SetFit(python, backbone, max_steps=max_steps, random_state=setting.seed)
 
-    title = f"SetFit {VERSION}, at most {max_steps} steps of contrastive training"
+    title = f"SetFit {VERSION}, one epoch of contrastive training, at most {max_steps} steps"
     more = {"setfit": Candidate("setfit", title, make)}
     return comparison.run(
         data=data, models=None, out=out, rows=rows, only=only, cache=None, recipes=["setfit"], more=more

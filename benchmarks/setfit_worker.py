@@ -24,7 +24,7 @@ def trained(task: dict[str, Any], folder: str) -> Any:
     rows = Dataset.from_dict({"text": task["texts"], "label": task["labels"]})
     settings = TrainingArguments(
         output_dir=folder, seed=task["seed"], num_epochs=1, max_steps=task["max_steps"],
-        batch_size=16, save_strategy="no", report_to="none", show_progress_bar=False,
+        batch_size=task["batch_rows"], save_strategy="no", report_to="none", show_progress_bar=False,
     )  # fmt: skip
     Trainer(model=model, args=settings, train_dataset=rows).train()
     return model

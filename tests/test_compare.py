@@ -184,7 +184,8 @@ def test_speed_is_that_of_texts_which_no_store_holds(tmp_path: Path) -> None:
     one = Watched(Watched())
     rates = comparing._rates(one, ["a", "b"], Meter())
     assert set(rates) == {"texts_per_second", "texts_per_cpu_second"} and min(rates.values()) > 0
-    assert one.seen == [(None, None)] and (one.cache, one.inner.cache) == ("here", "here")
+    assert set(one.seen) == {(None, None)} and len(one.seen) == 1 + comparing.PASSES, "warmed up; what is fast, again"
+    assert (one.cache, one.inner.cache) == ("here", "here")
 
 
 def test_speed_of_neighbours_is_that_of_texts_which_no_store_holds() -> None:
@@ -204,7 +205,7 @@ def test_speed_of_neighbours_is_that_of_texts_which_no_store_holds() -> None:
     knn = KNN(Lengths(), k=2).fit(["a", "aa", "aaa", "aaaa"], ["x", "x", "y", "y"])
     comparing._rates(knn, ["a", "b"], Meter())
     knn.predict(["a"])
-    assert seen == ["here", None, "here"]
+    assert seen == ["here", *[None] * (1 + comparing.PASSES), "here"]
 
 
 def test_the_best_guess_comes_first() -> None:

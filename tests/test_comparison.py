@@ -15,10 +15,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sonde.bench import comparison, machine
+from sonde.bench import comparison, comparison_page, machine
 from sonde.bench.candidates import Candidate, Setting
+from sonde.bench.datasets import DataSet
 from sonde.bench.tables import pack
 from sonde.errors import ArgumentError, ModelError
+from sonde.read.store import opened
 
 
 def words(_: Setting) -> Any:
@@ -45,7 +47,9 @@ def test_every_cell_is_measured_once_on_so_many_rows(
 ) -> None:
     found = {name: Candidate(name, name, make) for name, make in (("auto", words), ("lora", words), ("no", refused))}
     monkeypatch.setattr(comparison, "CANDIDATES", found)
+    monkeypatch.setattr(comparison_page, "CANDIDATES", found)
     monkeypatch.setattr(comparison, "MOST_ROWS", {"lora": 60})
+    monkeypatch.setattr(comparison, "MOST_TEST_ROWS", {"lora": 20})
     settings: dict[str, Any] = {
         "data": data,
         "models": None,
@@ -58,10 +62,12 @@ def test_every_cell_is_measured_once_on_so_many_rows(
     cells = json.loads(figures)["cells"]
     assert {key: cell["train_rows"] for key, cell in cells.items() if "no" not in key} == {
         "r8|8|auto": 24, "r8|32|auto": 96, "r8|128|auto": 100, "r8|all|auto": 100,
-        "r8|8|lora": 24, "r8|32|lora": 96, "r8|128|lora": 100, "r8|all|lora": 60,
+        "r8|8|lora": 24, "r8|32|lora": 60, "r8|128|lora": 60, "r8|all|lora": 60,
     }  # fmt: skip
     assert cells["r8|8|no"]["failed"] == "It cannot be done."
-    assert "`no` on R8, 8 rows a class: It cannot be done." in page and "] (60) |" in page
+    assert "`no` on R8, 8 rows a class: It cannot be done." in page and "] (60, 20) |" in page
+    assert "- R8: 100 training and 50 test texts" in page and "- `setfit`: not measured everywhere" in page
+    assert "- SST-2, IMDb, AG News, R52: not measured" in page
     monkeypatch.setattr(comparison, "fit_and_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
     without = [name for name in found if name != "no"]  # what was refused is tried again
     assert comparison.run(**settings, recipes=without)[1].read_text() == page
@@ -74,30 +80,84 @@ def cell(right: int, **more: Any) -> dict[str, Any]:
     share = right / 100
     return {
         "accuracy": share, "low": share - 0.1, "high": share + 0.1, "macro_f1": share, "ece": 0.02, "n": 100,
-        "correct": pack(np.arange(100) < right), "train_rows": 500, "texts_per_second": 70.0, "bytes": 2_000_000,
-        "texts_per_cpu_second": 50.0, "fit_cpu_seconds": 3.0, "processor": "P",
+        "correct": pack(np.arange(100) < right), "train_rows": 500, "all_rows": 500, "texts_per_second": 70.0,
+        "bytes": 2_000_000, "texts_per_cpu_second": 50.0, "fit_cpu_seconds": 3.0, "ece_95": 0.04,
+        "machine": machine.describe(),
         "cost": {"stages": {"training": stage}}, **more,
     }  # fmt: skip
 
 
 def page(cells: dict[str, Any]) -> str:
-    setting = {"backbone": "some", "seed": 0, "limit": None}
-    return comparison.to_markdown({"setting": setting, "machine": machine.describe(), "cells": cells})
+    setting = {"backbone": "some", "seed": 0, "limit": None, "dtype": "float32"}
+    return comparison_page.to_markdown({"setting": setting, "cells": cells})
 
 
 def test_what_the_default_loses_stands_first() -> None:
     lost = page({"r8|all|auto": cell(80), "r8|all|lora": cell(90), "r8|all|svm": cell(82), "r8|8|auto": cell(50)})
     first = lost[lost.index("## Where the default loses") : lost.index("## 8 rows")]
-    assert "- R8, all rows: `lora` .900 against .800 (p 0.002)" in first and "svm" not in first
+    assert "- R8, all rows: `lora` .900 against .800 (p 0.002)" in first and "- R8, all rows: `svm`" not in first
+    assert "| `svm` | 1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 |" in first
     assert lost.index("## Where the default loses") < lost.index("## All rows")
-    assert "Nothing here is better" in page({"r8|all|auto": cell(90), "r8|all|lora": cell(80)})
+    assert "Nothing here is more accurate" in page({"r8|all|auto": cell(90), "r8|all|lora": cell(80)})
 
 
 def test_lines_hold_figures_and_costs() -> None:
-    shown = page({"r8|all|auto": cell(80), "sst2|all|auto": cell(70), "r8|all|svm": cell(60, ece=None, bytes=None)})
+    svm = cell(60, ece=None, bytes=None)
+    shown = page({"r8|all|auto": cell(80), "sst2|all|auto": cell(70), "r8|all|svm": svm})
     assert "| `auto` | .700 [.600, .800] | .800 [.700, .900] | .750 |" in shown
     assert "| `svm` |  | .600 [.500, .700] |  |" in shown, "no mean where a set is missing"
-    assert "| `auto` | 3.0 | 50 | 2.0 | ~1 |" in shown and "| `svm` (1) | 3.0 | 50 |  | ~1 |" in shown
+    assert "| `auto` | .020 (.040) | .020 (.040) | .020 |" in shown and "| `svm` |  |  |  |" in shown
+    assert "| `auto` | 2.0 (3.0) | 2.0 (3.0) |" in shown and "| `auto` | 70 (50) | 70 (50) |" in shown
+    assert "| `auto` | 2.0 | ~1 |" in shown and "| `svm` (1) |  | ~1 |" in shown
+
+
+def test_those_that_were_asked_about_fewer_rows_are_judged_on_these() -> None:
+    """Of the last 30 rows `auto` has none right, of all it has 70."""
+    asked = {"n": 30, "correct": pack(np.arange(30) < 20), "asked": pack(np.arange(100) >= 70), "test_rows": 100}
+    lost = page({"r8|all|auto": cell(70), "r8|all|lora": cell(20, **asked)})
+    assert "- R8, all rows: `lora` .667 against .000 (p 0.000)" in lost
+    assert "| `lora` | 1 of 1 |  |  | 0 of 1 | 0 of 1 | 0 of 1 |" in lost and "[.100, .300] (500, 30)" in lost
+
+
+def test_cells_of_two_machines_and_days_are_told() -> None:
+    here = machine.describe()
+    days = [{**here, "date": f"2026-01-0{day}"} for day in (3, 1, 2)]
+    cells = {f"{name}|8|auto": cell(80, machine=day) for name, day in zip(("r8", "r52", "imdb"), days, strict=True)}
+    shown = page({**cells, "sst2|8|auto": cell(70, machine={**here, "processor": "Q", "date": "2026-01-01"})})
+    assert "Measured on 2026-01-01 to 2026-01-03: " in shown and "Measured on 2026-01-01: Q, " in shown
+
+
+def test_a_sample_holds_every_class_and_each_as_often_as_it_has_rows() -> None:
+    labels = np.array(["a"] * 600 + ["b"] * 300 + ["c"] * 99 + ["d"])
+    whole = DataSet([str(row) for row in range(1000)], labels)
+    some = whole.at(whole.sampled(100, seed=3))
+    counts = dict(zip(*np.unique(some.labels, return_counts=True), strict=True))
+    assert counts["d"] == 1 and abs(counts["a"] - 60) <= 1 and abs(counts["b"] - 30) <= 1
+    assert some.texts == sorted(some.texts, key=int) and len(some.texts) == len(set(some.texts)) == 100
+    assert whole.sampled(1000).tolist() == whole.sampled(5000).tolist() == list(range(1000))
+    assert set(labels[whole.sampled(4)]) == {"a", "b", "c", "d"}
+
+
+def test_texts_are_read_before_the_first_fit_and_the_page_is_written_when_it_is_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "BACKBONE", str(tiny.build("bert")))
+    asked: dict[str, Any] = {"data": data, "models": None, "only": None, "out": tmp_path, "rows": None}
+    with pytest.raises(ArgumentError, match="needs a store"):
+        comparison.run(**asked, cache=None, recipes=["linear"])
+    ready: list[int] = []
+
+    def fit(*given: Any) -> dict[str, Any]:
+        if ready:
+            raise KeyboardInterrupt
+        ready.append(min(column["rows"] for column in opened(tmp_path / "store").describe()))
+        return cell(80)
+
+    monkeypatch.setattr(comparison, "fit_and_measure", fit)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run(**asked, cache=tmp_path / "store", recipes=["linear", "knn"])
+    assert ready == [len(set(worded(150)[0]))]
+    assert "| `linear` | .800" in (tmp_path / "comparison.md").read_text()
 
 
 def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +165,7 @@ def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monke
         return Reply("" if "cold" in prompt.rpartition("Text")[2] else "rail")
 
     monkeypatch.setattr(comparison, "BACKBONE", str(tiny.build("bert")))
-    monkeypatch.setattr(comparison, "TEST_ROWS", 20)
+    monkeypatch.setattr(comparison, "MOST_TEST_ROWS", {"io": 20, "carp": 20})
     out, asked = tmp_path / "docs" / "results", {"data": data, "models": None, "only": None, "cache": None}
     with Loopback(first) as server:
         figures, page = comparison.run(
@@ -123,16 +183,9 @@ def test_language_models_are_asked_on_few_rows(data: Path, tmp_path: Path, monke
         comparison.run(**asked, out=out, rows=40, recipes=["io"])
 
 
-def test_what_was_asked_of_fewer_rows_is_judged_by_no_test() -> None:
-    lost = page({"r8|all|auto": cell(60), "r8|all|io": cell(99, n=90, failure_rate=0.125, made_with="some model")})
-    assert "Nothing here is better" in lost and "`io` and `carp` ask some model" in lost
-    assert "| `io` | .125 | .125 |" in lost
-
-
-def test_cells_of_two_processors_and_of_fewer_sets_are_told() -> None:
-    cells = {"r8|8|auto": cell(80), "r52|8|auto": cell(70, processor="Q"), "r8|8|svm": cell(60)}
-    shown = page(cells)
-    assert "Measured on P or Q" in shown and "| `svm` (1) | 3.0 |" in shown
+def test_answers_without_a_label_are_told() -> None:
+    shown = page({"r8|all|auto": cell(60), "r8|all|io": cell(50, failure_rate=0.125, made_with="some model")})
+    assert "`io` and `carp` ask some model" in shown and "| `io` | .125 |" in shown
 
 
 def test_a_cell_of_another_language_model_is_made_again_and_costs_of_endpoints_are_unknown(
@@ -154,7 +207,7 @@ def test_a_cell_of_another_language_model_is_made_again_and_costs_of_endpoints_a
         (cell,) = json.loads((tmp_path / "comparison.json").read_text())["cells"].values()
         assert cell["made_with"].startswith("large at") and cell["stored_share"] == 0
         assert cell["cost"]["stages"]["training"]["energy"] is None
-        assert "| `io` |  |  |  |  |" in page.read_text()
+        assert "| `io` |  |\n" in page.read_text(), "neither seconds nor rates"
         (tmp_path / "comparison.json").unlink()
         comparison.run(**asked, prompt_url=server.url, prompt_model="large")
         assert len(server.requests) == 2 * questions, "what was paid for is kept"

@@ -94,7 +94,7 @@ class Trainer:
         print("more chatter")
         if "break" in self.rows["text"]:
             sys.exit("ValueError: no such model")
-        assert self.args.given["max_steps"] == 500
+        assert 0 < self.args.given["max_steps"] <= 500 and self.args.given["batch_size"] == 16
         self.model.classes = len(set(self.rows["label"]))
         sum(range(10**6))  # work that a processor's clock shows
 """
@@ -130,6 +130,14 @@ def test_setfit_trains_once_and_answers_by_its_process() -> None:
     assert classifier.worker_cpu_seconds_ > worked
     del classifier
     assert process.poll() is not None, "it ends with the classifier"
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 0], [0] * 8 + [1] * 8, [0, 0, 0, 1, 2, 3, 4], [0] * 30])
+def test_setfit_takes_no_more_steps_than_an_epoch_has(ids: list[int]) -> None:
+    """Each of the rarer kind of pairs is repeated until there are as many as of the other; 16 pairs a step."""
+    pairs = [ids[one] == ids[other] for one in range(len(ids)) for other in range(one, len(ids))]
+    epoch = 2 * max(sum(pairs), len(pairs) - sum(pairs))
+    assert benchmark("setfit_comparison").epoch_steps(np.array(ids)) == -(-epoch // 16)
 
 
 @pytest.mark.usefixtures("libraries")

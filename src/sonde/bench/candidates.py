@@ -2,6 +2,7 @@
 
 Setting      backbones, store and seed, the same for all
 Candidate    a name, what it is, how it is made
+nearest      nearest neighbours, with a number of them
 CANDIDATES   name -> Candidate, in the order in which they are tried
 """
 
@@ -16,6 +17,9 @@ from sonde.classifier import TextClassifier
 from sonde.features import ActivationFeatures
 from sonde.learn.recipes import find
 
+NEIGHBOURS = 16
+"""What CARP retrieves (Sun et al. 2023, section 4)."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -29,6 +33,8 @@ class Setting:
     """What is aimed at: "accuracy" or "macro_f1"."""
     seed: int = 0
     """Of everything random."""
+    dtype: str = "auto"
+    """As in `TextClassifier`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Candidate:
     """What it is, in a few words."""
     make: Callable[[Setting], Any]
     """An estimator with `fit`, `predict`, `classes_` and, where it can, `predict_proba` and `save`."""
+    reads: bool = False
+    """Whether it classifies activations of the backbones, which a store keeps."""
 
 
 def _recipe(name: str) -> Candidate:
@@ -49,20 +57,28 @@ def _recipe(name: str) -> Candidate:
     def make(setting: Setting) -> TextClassifier:
         missing = max(recipe.needed_backbones - len(setting.backbones), 0)
         backbones = setting.backbones + setting.backbones[:1] * missing  # one backbone may play two roles
-        return TextClassifier(name, backbones, metric=setting.metric, cache=setting.cache, random_state=setting.seed)
+        shared: dict[str, Any] = {"metric": setting.metric, "cache": setting.cache, "random_state": setting.seed}
+        return TextClassifier(name, backbones, dtype=setting.dtype, **shared)
 
-    return Candidate(name, recipe.title, make)
+    return Candidate(name, recipe.title, make, bool(recipe.needed_backbones))
 
 
-def _knn(setting: Setting) -> KNN:
-    return KNN(ActivationFeatures("hidden.-1", "mean", setting.backbones[:1], cache=setting.cache))
+def nearest(k: int = NEIGHBOURS) -> Candidate:
+    """The candidate `knn`, with so many neighbours."""
+
+    def make(setting: Setting) -> KNN:
+        shared: dict[str, Any] = {"dtype": setting.dtype, "cache": setting.cache}
+        return KNN(ActivationFeatures("hidden.-1", "mean", setting.backbones[:1], **shared), k)
+
+    return Candidate("knn", f"the {k} nearest neighbours in the last hidden layer", make, True)
 
 
 def _tuned(method: str) -> Callable[[Setting], Any]:
     def make(setting: Setting) -> Any:
         from sonde.baselines.finetuning import FineTuning  # it brings transformers, which others do without
 
-        return FineTuning(setting.backbones[0], method, metric=setting.metric, random_state=setting.seed)
+        shared: dict[str, Any] = {"metric": setting.metric, "dtype": setting.dtype, "random_state": setting.seed}
+        return FineTuning(setting.backbones[0], method, **shared)
 
     return make
 
@@ -72,7 +88,7 @@ CANDIDATES: dict[str, Candidate] = {
     for candidate in (
         *map(_recipe, ("auto", "lexical", "linear")),
         Candidate("svm", "linear support vector machine on TF-IDF", lambda setting: SVM(random_state=setting.seed)),
-        Candidate("knn", "nearest neighbours in the last hidden layer", _knn),
+        nearest(),
         *map(_recipe, ("stc-hidden", "llmembed-15", "stc")),
         Candidate("lora", "fine-tuning of low-rank adapters", _tuned("lora")),
         Candidate("finetune", "fine-tuning of all weights", _tuned("full")),

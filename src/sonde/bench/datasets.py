@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from sonde.errors import DataError
 from sonde.tables import label_column, read_table, text_column
@@ -40,8 +41,24 @@ class DataSet:
         """At most `rows` rows, chosen at random, in their order."""
         if rows is None or rows >= len(self.texts):
             return self
-        kept = np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:rows])
-        return DataSet([self.texts[i] for i in kept], self.labels[kept])
+        return self.at(np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:rows]))
+
+    def at(self, rows: Int64[np.ndarray, " some"]) -> "DataSet":
+        """These rows."""
+        return DataSet([self.texts[i] for i in rows], self.labels[rows])
+
+    def sampled(self, rows: int, seed: int = 0) -> Int64[np.ndarray, " some"]:
+        """At most so many rows, in their order: one of each class, and then each class as often as it has rows."""
+        if rows >= len(self.texts):
+            return np.arange(len(self.texts))
+        turn = np.empty(len(self.texts))  # row
+        shuffled = np.random.default_rng(seed).permutation(len(self.texts))
+        for label in np.unique(self.labels):
+            own = shuffled[self.labels[shuffled] == label]
+            turn[own] = (np.arange(len(own)) + 0.5) / len(own)
+            turn[own[0]] = -1
+        found: Int64[np.ndarray, " some"] = np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")[:rows]])
+        return found
 
 
 def read_split(data: Path, name: str, split: str) -> DataSet:
