@@ -58,11 +58,11 @@ def running(folders: Mapping[str, Path], **settings: Any) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive(), "the service did not stop"
 
 
-def until(true: Any, seconds: float = 10.0) -> None:
+def until(true: Any, seconds: float = 60.0) -> None:
     """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not true():
@@ -81,7 +81,7 @@ def ask(
     """GET, or POST of a body: bytes as they are, anything else as JSON."""
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     sent = {**(JSON if body is not None else {}), **(headers or {})}
-    connection = http.client.HTTPConnection(*address(service), timeout=30)
+    connection = http.client.HTTPConnection(*address(service), timeout=300)
     try:
         connection.request(method or ("GET" if body is None else "POST"), path, content, sent)
         reply = connection.getresponse()
@@ -98,7 +98,7 @@ def classify(service: Service, *texts: str, **fields: Any) -> Any:
 
 
 def connected(service: Service) -> socket.socket:
-    return socket.create_connection(address(service), timeout=30)
+    return socket.create_connection(address(service), timeout=300)
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -128,7 +128,7 @@ class Hold:
 
     def wait(self, texts: list[str]) -> None:
         self.calls.append(list(texts))
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
 
 
 def hold(service: Service, monkeypatch: pytest.MonkeyPatch) -> Hold:

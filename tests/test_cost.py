@@ -1,6 +1,7 @@
 """Cost: the paper's figures from its inputs, counters where there are any, and "estimated" where there are none."""
 
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,7 +51,7 @@ def test_stages_add_up_and_say_that_they_are_estimated() -> None:
     measured.add_tokens("training", 1000, 0)
     cost = measured.cost(Parameters(10, 2))
     stage = cost.stages["training"]
-    assert 0.1 <= stage.seconds < 1 and (stage.prompt_tokens, stage.new_tokens) == (2000, 500)
+    assert 0.1 <= stage.seconds < 60 and (stage.prompt_tokens, stage.new_tokens) == (2000, 500)
     assert stage.energy == Energy(pytest.approx(stage.seconds), "3.6e+06 W stated", True)
     assert stage.usd_tokens == 3.0 and stage.usd_electricity == pytest.approx(stage.seconds * 0.5)
     assert cost.usd == pytest.approx(3.0 + stage.seconds * 0.5) and cost.seconds == stage.seconds
@@ -111,11 +112,18 @@ def test_a_counter_that_starts_again_twice_in_a_stage_is_polled(
     monkeypatch.setattr(power, "POWERCAP", tmp_path)
     monkeypatch.setattr(power, "_nvml", list)
     monkeypatch.setattr(meter, "POLL_SECONDS", 0.02)
+    begun = threading.Event()
+    advance = meter._Running._advance
+    monkeypatch.setattr(meter._Running, "_advance", lambda running: begun.set() or advance(running))
     measured = Meter()
     with measured.stage("training"):
         for microjoules in (900_000_000, 800_000_000, 700_000_000):  # 900 J, then 900 more each
-            counter.write_text(f"{microjoules}\n")
-            time.sleep(0.2)
+            fresh = counter.with_name("fresh")  # a file that is being written is empty for a moment
+            fresh.write_text(f"{microjoules}\n")
+            fresh.replace(counter)
+            for _ in range(2):  # when the second look begins, the first has seen it
+                begun.clear()
+                assert begun.wait(60)
     energy = measured.cost().energy
     assert energy is not None and energy.kwh * 3.6e6 == pytest.approx(2700)
 

@@ -45,7 +45,7 @@ def ask(endpoint: Endpoint, prompts: list[str], **more: Any) -> list[Answer]:
 
 
 def quick(url: str, **more: Any) -> Endpoint:
-    return Endpoint(url, "toy", **{"longest_wait_seconds": 0.02, "retries": 2, "read_seconds": 0.5, **more})
+    return Endpoint(url, "toy", **{"longest_wait_seconds": 0.02, "retries": 2, "read_seconds": 30.0, **more})
 
 
 # --------------------------------------------------------------- protocol
@@ -83,7 +83,7 @@ def test_models_that_only_continue_text(server: Loopback) -> None:
 
 
 def test_requests_are_under_way_side_by_side_and_no_more_than_allowed() -> None:
-    with Loopback(lambda prompt, number: Reply(seconds=0.1)) as server:
+    with Loopback(lambda prompt, number: Reply(seconds=0.5)) as server:
         ask(quick(server.url, concurrency=3), [str(number) for number in range(9)])
         assert server.most_at_once == 3
 
@@ -142,10 +142,12 @@ def test_429_that_asks_for_an_hour_ends_the_work() -> None:
         ask(quick(server.url), ["x"])
 
 
-@pytest.mark.parametrize("trouble", [Reply("oops", 500), Reply("busy", 503), Reply("gone", cut=True), Reply(seconds=2)])
+@pytest.mark.parametrize(
+    "trouble", [Reply("oops", 500), Reply("busy", 503), Reply("gone", cut=True), Reply(seconds=30)]
+)
 def test_what_passes_is_asked_again(trouble: Reply) -> None:
     with Loopback(lambda prompt, number: trouble if number == 0 else Reply("fine")) as server:
-        assert ask(quick(server.url), ["x"])[0].text == "fine"
+        assert ask(quick(server.url, read_seconds=3), ["x"])[0].text == "fine"
     assert len(server.requests) == 2
 
 
@@ -154,12 +156,12 @@ def test_what_passes_is_asked_again(trouble: Reply) -> None:
     [
         (Reply("oops", 500), r"refused a request of model 'toy' with status 500: oops It was asked 3 times\."),
         (Reply(cut=True), r"broke the connection off \(RemoteProtocolError\)\. It was asked 3 times\."),
-        (Reply(seconds=2), r"did not answer within 0\.5 seconds \(read_seconds\)\. It was asked 3 times\."),
+        (Reply(seconds=30), r"did not answer within 0\.5 seconds \(read_seconds\)\. It was asked 3 times\."),
     ],
 )
 def test_what_does_not_pass_ends_with_a_sentence(trouble: Reply, sentence: str) -> None:
     with Loopback(lambda prompt, number: trouble) as server, pytest.raises(EndpointError, match=sentence):
-        ask(quick(server.url), ["x"])
+        ask(quick(server.url, read_seconds=0.5 if trouble.seconds else 30.0), ["x"])
     assert len(server.requests) == 3
 
 
@@ -185,11 +187,11 @@ def test_refusals_are_sentences(reply: Reply, sentence: str) -> None:
 
 
 def test_an_endpoint_that_is_not_there() -> None:
-    with socket.socket() as free:
+    with socket.socket() as free:  # nobody else can take the port meanwhile
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(EndpointError, match=r"cannot be reached .* Is the address right, and the server up\?"):
-        ask(quick(f"http://127.0.0.1:{port}/v1", retries=0), ["x"])
+        with pytest.raises(EndpointError, match=r"cannot be reached .* Is the address right, and the server up\?"):
+            ask(quick(f"http://127.0.0.1:{port}/v1", retries=0), ["x"])
 
 
 def test_after_an_error_nothing_more_is_sent_and_what_is_under_way_is_kept() -> None:

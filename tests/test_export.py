@@ -387,7 +387,10 @@ def test_the_command_refuses_in_sentences(run: Run, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ Node
 
 NODE = CHECKOUT / "examples" / "node"
-OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH")
+OFFLINE = (
+    *("ENOTFOUND", "EAI_AGAIN", "EAI_FAIL", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EIDLETIMEOUT", "ENETUNREACH"),
+    *("ERR_SOCKET_TIMEOUT", "EPROTO", "E429", "E500", "E502", "E503", "E504"),
+)
 
 
 def in_node(words: list[str], folder: Path, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -403,7 +406,10 @@ def test_node_says_what_python_says(tmp_path: Path) -> None:
     for file in NODE.iterdir():
         if file.is_file():
             shutil.copy(file, tmp_path)
-    installed = in_node(["npm", "install", "--no-audit", "--no-fund"], tmp_path, timeout=300)
+    try:
+        installed = in_node(["npm", "install", "--no-audit", "--no-fund"], tmp_path, timeout=300)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package registry of npm does not answer")
     if installed.returncode and any(sign in installed.stderr for sign in OFFLINE):
         pytest.skip("the package registry of npm is not reached")
     assert installed.returncode == 0, installed.stderr
@@ -411,7 +417,7 @@ def test_node_says_what_python_says(tmp_path: Path) -> None:
     classifier = make("linear", backbones=(BUNDLE,)).fit(texts, [label for label in TEXTS for _ in range(20)])
     to_onnx(classifier, tmp_path / "model.onnx")
     asked = [*texts[::7], *running.CHECKED]
-    done = in_node(["node", "classify.mjs", "model.onnx"], tmp_path, input="\n".join(asked) + "\n", timeout=100)
+    done = in_node(["node", "classify.mjs", "model.onnx"], tmp_path, input="\n".join(asked) + "\n", timeout=600)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     asked = [text for text in asked if text]  # a line without a text is none

@@ -207,7 +207,7 @@ def test_a_hub_that_says_nothing_is_given_up(there: Hub, monkeypatch: pytest.Mon
     start = time.perf_counter()
     with pytest.raises(ModelError, match=r"the hub was not reached: it did not answer within 0 seconds"):
         sonde.load(NAME)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 4.5
 
 
 def test_what_is_not_there_or_no_model_of_sonde(there: Hub) -> None:

@@ -277,7 +277,7 @@ def test_threads_end_with_the_model() -> None:
     del lanes
     gc.collect()
     for thread in started:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in started)
 
 

@@ -64,7 +64,7 @@ def test_a_batch_is_halved_until_it_fits(kind: str, long_text: str) -> None:
         ) as w,
     ):
         window = read(TEXTS, one, blocks)
-    assert {str(getattr(entry.message, "code", "")) for entry in w} == {"halved_batches"}
+    assert {entry.message.code for entry in w if isinstance(entry.message, SondeWarning)} == {"halved_batches"}
     for name, values in expected.blocks.items():
         np.testing.assert_allclose(window.blocks[name], values, rtol=1e-4, atol=1e-5)
     too_many = [rows for rows in seen if rows > 7]

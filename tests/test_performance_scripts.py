@@ -89,7 +89,9 @@ def test_the_limit_counts_the_linear_maps_of_a_reading_and_times_them(
     for name in ("ag_news", "sst2"):
         every, last = content["sets"][name]["every"], content["sets"][name]["last"]
         assert every["gflop"] <= last["gflop"]  # the last layer of this model is its pooler, one linear map more
-        assert last["share"]["cpu_seconds"]["low"] > 0 and last["operators"][0]["share"] <= 1
+        share, products = last["share"]["cpu_seconds"], last["times"]["products"]  # so small a share may round to 0
+        assert 0 <= share["low"] <= share["high"] and all(one["seconds"] > 0 for one in products)
+        assert last["operators"][0]["share"] <= 1
     assert (tmp_path / "limit.md").read_text() == benchmark.to_markdown(content)
     assert "AG News" in capsys.readouterr().out
 

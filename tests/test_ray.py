@@ -39,8 +39,13 @@ def cluster() -> Iterator[Any]:
     """A head with two processors, in this process group; tests may add machines and remove them."""
     from ray.cluster_utils import Cluster as Machines
 
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")}
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # what other tests take must not cost ours their workers
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ |= own
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2 * 10**8})
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
@@ -108,7 +113,7 @@ def test_a_killed_actor_in_mid_work_and_a_job_that_goes_on(
     cluster: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cutting, "PART_ROWS", 10)
-    monkeypatch.setattr("sonde.scale.predicting.Predicting", lambda *_: oddities.Odd(tmp_path, pause=0.3))
+    monkeypatch.setattr("sonde.scale.predicting.Predicting", lambda *_: oddities.Odd(tmp_path, pause=1.0))
     write_table(tmp_path / "in.jsonl", {"text": oddities.rows(200)})
     kept: list[Part] = []
 

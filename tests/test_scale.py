@@ -581,11 +581,16 @@ def test_many_parts_that_kill_are_cut_and_only_a_model_that_reads_nothing_ends_t
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_noticed_and_refusals_end_the_job(tmp_path: Path) -> None:
     write_table(tmp_path / "in.jsonl", {"text": oddities.rows(8, HANG=3)})
-    engine = Processes(oddities.Odd(tmp_path), Workers(2, timeout=8.0))  # type: ignore[arg-type]
+    sound = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
+    begun = time.monotonic()
+    labels_of(sound, tmp_path / "sound.jsonl", rows=1)
+    seconds = round(max(8.0, 4 * (time.monotonic() - begun)))  # a worker is silent while it starts, too
+    engine = Processes(oddities.Odd(tmp_path), Workers(2, timeout=seconds))  # type: ignore[arg-type]
     labels, failed, said = labels_of(engine, tmp_path / "in.jsonl", rows=1)
     assert [label is None for label in labels] == [row == 3 for row in range(8)]
-    assert failed == [Failure(4, "the process that read it said nothing for 8 s")]
-    assert said[0].startswith("worker ") and "said nothing for 8 s at rows 4 to 4; they are done again" in said[0]
+    assert failed == [Failure(4, f"the process that read it said nothing for {seconds:,} s")]
+    assert said[0].startswith("worker ")
+    assert f"said nothing for {seconds:,} s at rows 4 to 4; they are done again" in said[0]
     write_table(tmp_path / "bad.jsonl", {"text": oddities.rows(8, REFUSE=3)})
     refusing = Processes(oddities.Odd(tmp_path), Workers(2))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="this file is no good"):
@@ -614,24 +619,24 @@ def living(group: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are counted in /proc")
 def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
-    write_table(tmp_path / "in.csv", {"text": [f"{TEXTS[row % 90]} {row}" for row in range(9000)]})
+    write_table(tmp_path / "in.csv", {"text": [f"{TEXTS[row % 90]} {row}" for row in range(20_000)]})
     line = [sys.executable, "-m", "sonde", "predict", model, tmp_path / "in.csv", "--out", tmp_path / "out.csv"]
     line += ["--no-cache", "--workers", "2", "--json"]
     started = subprocess.Popen(
         list(map(str, line)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     parts = tmp_path / "out.csv.parts"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list(parts.glob("part-*")) and time.monotonic() < deadline and started.poll() is None:
         time.sleep(0.05)
     os.killpg(started.pid, signal.SIGINT)
-    _, err = started.communicate(timeout=30)
+    _, err = started.communicate(timeout=300)
     assert started.returncode == 130 and b"the same command goes on from there" in err, err  # 128 + SIGINT
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while living(started.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert living(started.pid) == []
     kept = len(list(parts.glob("part-*")))
-    again = subprocess.run(list(map(str, line)), capture_output=True, timeout=100, check=True)
-    assert 0 < kept < 3 and b"going on: " in again.stderr
-    assert json.loads(again.stdout)["rows"] == 9000 and not parts.exists()
+    again = subprocess.run(list(map(str, line)), capture_output=True, timeout=900, check=True)
+    assert 0 < kept < 5 and b"going on: " in again.stderr
+    assert json.loads(again.stdout)["rows"] == 20_000 and not parts.exists()

@@ -208,6 +208,7 @@ def test_a_service_whose_model_hangs_is_not_ready(folders: dict[str, Path], monk
         held = hold(service, monkeypatch)
         late = ask(service, "/v1/classify", {"text": "a"})
         assert late.status == 504 and "longer than 0.2 s" in late.error
+        until(lambda: ask(service, "/readyz").status == 503)
         state = ask(service, "/readyz")
         assert state.status == 503 and "has not answered for" in state.error
         assert ask(service, "/healthz").status == 200

@@ -33,7 +33,7 @@ folder = pytest.fixture(scope="module")(saved("lexical"))
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    with running({"words": folder}, max_body_bytes=2**20, max_texts=100) as started:
+    with running({"words": folder}, max_body_bytes=2**20, max_texts=100, body_seconds=120) as started:
         yield started
 
 
@@ -193,16 +193,16 @@ def test_who_is_refused_before_a_large_body_is_not_listened_to(service: Service)
 def test_a_slow_body_gets_408(folder: Path) -> None:
     with running({"words": folder}, body_seconds=0.3) as service:
         connection = connected(service)
-        connection.sendall(b'POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"text"')
         started = time.monotonic()
+        connection.sendall(b'POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"text"')
         said = everything(connection)
         assert said.startswith(b"HTTP/1.1 408 ") and b"longer than 0.3 s to arrive" in said
-        assert 0.2 < time.monotonic() - started < 5
+        assert 0.2 < time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/classify HT"])
 def test_a_connection_that_never_asks_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(clock, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(clock, "HEAD_SECONDS", 2.0)
     connection = connected(service)
     connection.sendall(sent)
     assert everything(connection) == b""
@@ -211,11 +211,11 @@ def test_a_connection_that_never_asks_is_closed(service: Service, monkeypatch: p
 def test_a_connection_is_kept_between_requests_and_timed_while_a_head_comes(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clock, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(clock, "HEAD_SECONDS", 2.0)
     connection = connected(service)
     for _ in range(2):
         assert answered(connection, "/healthz") == 200
-        time.sleep(0.5)
+        time.sleep(2.5)
     connection.sendall(b"GET /healthz HT")
     assert everything(connection) == b""
 
@@ -534,10 +534,10 @@ def test_a_stop_answers_what_was_accepted(folder: Path, monkeypatch: pytest.Monk
 def test_who_is_given_up_by_a_stop_is_told_and_no_reload_holds_it_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = threading.Event()
+    gate, opening = threading.Event(), threading.Event()
     with running({"words": folder}, stop_seconds=1, token=TOKEN) as service:
         held: Hold = hold(service, monkeypatch)
-        monkeypatch.setattr(models, "_open", lambda *_: gate.wait(60))
+        monkeypatch.setattr(models, "_open", lambda *_: opening.set() or gate.wait(60))
         authorised, replies = {"Authorization": f"Bearer {TOKEN}"}, list[Reply]()
         threads = [
             threading.Thread(target=lambda path=path, body=body: replies.append(ask(service, path, body, authorised)))
@@ -545,8 +545,7 @@ def test_who_is_given_up_by_a_stop_is_told_and_no_reload_holds_it_up(
         ]
         for thread in threads:
             thread.start()
-        until(lambda: held.calls)
-        time.sleep(0.3)
+        until(lambda: held.calls and opening.is_set())
         began = time.monotonic()
         service.stop()
         for thread in threads:

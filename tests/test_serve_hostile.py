@@ -36,6 +36,7 @@ def test_ten_megabytes_and_ten_thousand_texts_are_refused_by_default(service: Se
 @pytest.mark.slow
 def test_ten_megabytes_and_ten_thousand_texts_are_answered_where_they_are_allowed(folder: Path) -> None:
     limits = {"max_body_bytes": 12_000_000, "queue_characters": 12_000_000, "max_texts": 10_000, "queue_texts": 10_000}
+    limits |= {"answer_seconds": 300, "body_seconds": 120}
     with running({"words": folder}, **limits) as service:
         assert classify(service, "the cold wind " * 700_000)[0]["label"] == "weather"
         assert len(classify(service, *["the cold wind"] * 10_000)) == 10_000

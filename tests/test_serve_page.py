@@ -98,7 +98,7 @@ def page(browser: Any, service: Service, request: pytest.FixtureRequest) -> Iter
     """The page, of which nothing may complain; with SONDE_SCREENSHOTS, a picture of how it ended."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     opened = context.new_page()
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     complaints: list[str] = []
     elsewhere: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)

@@ -1,6 +1,7 @@
 """The queue and its worker, without HTTP: who is read together, who comes next, what is refused."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,13 +19,14 @@ from sonde.serve.waiting import Full, Job, Worker
 class Reader:
     """Stands for a classifier: the length of each text is its answer; `poison` cannot be read."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, gate: threading.Event | None = None) -> None:
         self.calls: list[list[str]] = []
-        self.seconds = seconds
+        self.seconds, self.gate = seconds, gate
 
     def answer(self, texts: list[str]) -> Answer:
         self.calls.append(texts)
         time.sleep(self.seconds)
+        assert self.gate is None or self.gate.wait(60)
         if "poison" in texts:
             raise ValueError("cannot be read")
         return Answer(
@@ -46,7 +48,7 @@ def run(play: Callable[[Worker], Coroutine[Any, Any, Any]], **settings: Any) -> 
 
     async def scene() -> Any:
         try:
-            return await asyncio.wait_for(play(worker), 10)
+            return await asyncio.wait_for(play(worker), 120)
         finally:
             if worker._thread.ident is None:
                 worker.start()
@@ -77,19 +79,22 @@ def test_who_waits_for_one_model_is_read_together_in_order() -> None:
 
 def test_a_long_job_lets_others_in_between() -> None:
     """100 tokens a call are 25 texts of 1 + 3 tokens: 60 take three calls; the single text is in the second."""
-    reader = Reader(0.1)
+    reader = Reader()
+    ended: list[str] = []
 
     async def play(worker: Worker) -> None:
         one = model(reader)
         long, short = Job(one, ["abcd"] * 60), Job(one, ["z"])
-        worker.put(long)
-        worker.put(short)
+        for name, job in (("long", long), ("short", short)):
+            job.future.add_done_callback(lambda _, name=name: ended.append(name))
+            worker.put(job)
         worker.start()
-        assert lengths(await short.future) == [1] and not long.future.done()
-        assert lengths(await long.future) == [4] * 60
+        answers = await asyncio.gather(short.future, long.future)
+        assert [lengths(answer) for answer in answers] == [[1], [4] * 60]
 
     run(play)
     assert [len(call) for call in reader.calls] == [25, 25, 11]
+    assert ended == ["short", "long"]
     assert reader.calls[1][0] == "z"
 
 
@@ -229,7 +234,8 @@ def test_what_nobody_waits_for_keeps_nobody_out() -> None:
 
 def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_once() -> None:
     """Its first texts are being read, the others wait again; then the call fails, which ends the job too."""
-    reader = Reader(0.3)
+    gate = threading.Event()
+    reader = Reader(gate=gate)
 
     async def play(worker: Worker) -> None:
         one = model(reader, call_tokens=12)
@@ -240,6 +246,7 @@ def test_a_job_that_is_given_up_in_the_middle_of_its_call_gives_its_room_back_on
         gone.abandoned = True
         worker.put(there)
         assert worker.texts == 1
+        gate.set()
         assert lengths(await there.future) == [1]
         assert (worker.texts, worker.characters, worker.tokens) == (0, 0, 0)
         assert not gone.future.done(), "an error that nobody asks for is logged as never retrieved"

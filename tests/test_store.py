@@ -476,7 +476,7 @@ def test_a_damaged_shard_is_named_and_its_rows_are_read_again(tmp_path, damage, 
     seen = counted(sources[0].backbone)
     with pytest.warns(SondeWarning, match=rf"The shard .*{victim.name} is damaged; its rows are read again") as caught:
         window = read(SENTENCES, sources, blocks, Store(tmp_path))
-    assert {w.message.code for w in caught} == {"damaged_shards"}
+    assert {w.message.code for w in caught if isinstance(w.message, SondeWarning)} == {"damaged_shards"}
     assert sum(rows for rows, _ in seen) in (0, 3), "no more than the rows of one shard; none for the token counts"
     np.testing.assert_array_equal(window.blocks["0/hidden.3/mean"], whole.blocks["0/hidden.3/mean"])
     assert (window.tokens == whole.tokens).all()
