@@ -623,8 +623,9 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(model: Path, tmp_
     line = [sys.executable, "-m", "sonde", "predict", model, tmp_path / "in.csv", "--out", tmp_path / "out.csv"]
     line += ["--no-cache", "--workers", "2", "--json"]
     started = subprocess.Popen(
-        list(map(str, line)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+        list(map(str, line)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     parts = tmp_path / "out.csv.parts"
     deadline = time.monotonic() + 600
     while not list(parts.glob("part-*")) and time.monotonic() < deadline and started.poll() is None:
