@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from loopback import Loopback, Reply
 from samples import worded
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from sonde.bench import comparison, comparison_page, machine
+from sonde.bench import comparison, comparison_page, datasets, machine
 from sonde.bench.candidates import Candidate, Setting
 from sonde.bench.datasets import DataSet
 from sonde.bench.tables import pack
@@ -136,6 +137,27 @@ def test_a_sample_holds_every_class_and_each_as_often_as_it_has_rows() -> None:
     assert some.texts == sorted(some.texts, key=int) and len(some.texts) == len(set(some.texts)) == 100
     assert whole.sampled(1000).tolist() == whole.sampled(5000).tolist() == list(range(1000))
     assert set(labels[whole.sampled(4)]) == {"a", "b", "c", "d"}
+
+
+def test_long_texts_are_a_sample_of_every_class_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "AFFORDABLE", {"imdb": (30, 10)})
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cpu"))
+    train, test = (DataSet([str(row) for row in range(n)], np.array(["a", "b"] * (n // 2))) for n in (100, 40))
+    some, asked = datasets.affordable("imdb", train, test)
+    assert np.unique(some.labels, return_counts=True)[1].tolist() == [15, 15] and len(asked.texts) == 10
+    assert datasets.affordable("r8", train, test) == (train, test)
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cuda"))
+    assert datasets.affordable("imdb", train, test) == (train, test)
+
+
+def test_a_cell_of_a_sampled_set_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "CANDIDATES", {"auto": Candidate("auto", "auto", words)})
+    monkeypatch.setattr(datasets, "AFFORDABLE", {"r8": (90, 20)})
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cpu"))
+    asked: dict[str, Any] = {"data": data, "models": None, "only": None, "cache": None, "rows": None, "out": tmp_path}
+    shown = comparison.run(**asked)[1].read_text()
+    assert "- R8: 90 of 100 training and 20 of 50 test texts" in shown
+    assert shown.count("] (24, 20) |") == 1 and shown.count("] (90, 20) |") == 3, "8 a class; 32, 128 and all"
 
 
 def test_texts_are_read_before_the_first_fit_and_the_page_is_written_when_it_is_stopped(

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sonde.bench import BENCHES, depth, sample
+from sonde.bench.datasets import DataSet, read_split
 
 
 @pytest.fixture
@@ -53,6 +54,14 @@ def test_every_depth_has_an_accuracy_and_the_cascade_its_mean(settings: dict[str
     before = json_path.read_bytes()
     BENCHES["depth"](**settings, backbone=str(tiny.build("bert")))
     assert json_path.read_bytes() == before, "finished cells are not measured again"
+
+
+def test_a_label_that_no_row_trained_with_is_never_right(settings: dict[str, Any]) -> None:
+    """It stands before all others, where a search for its place finds the first class."""
+    train = read_split(settings["data"], "sst2", "train")
+    strange = DataSet(train.texts, np.array([" a label"] * len(train.texts)))
+    found = depth.measure(train, strange, None, recipe="stc-hidden", backbone=str(tiny.build("bert")))
+    assert found["test"] == [0.0] * 4 and found["cascade"]["test"]["accuracy"] == 0.0
 
 
 def test_samples_grow_and_the_head_sees_all_rows(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

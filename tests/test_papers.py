@@ -20,13 +20,16 @@ import transformers
 from loopback import Loopback, Reply
 from samples import Run, command, worded
 
-from sonde.bench import curves, llmembed, llmembed_page, paper, stc, stc_page
+from sonde.bench import curves, datasets, llmembed, llmembed_page, paper, stc, stc_page, tuned
+from sonde.bench.reading import read_all
 from sonde.bench.tables import unpack
 from sonde.errors import ArgumentError
 from sonde.learn import mlp
+from sonde.precision import choose_dtype
 from sonde.read import backbone
 
 run = pytest.fixture(command)
+AUTO = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 @pytest.fixture
@@ -128,7 +131,9 @@ def test_a_cell_stands_beside_the_papers_and_is_made_once(
         cell = cells[f"r8|{line}"]
         assert cell["accuracy"] == unpack(cell["correct"], 16).mean() and cell["n"] == 16
         assert cell["cost"]["parameters"]["trained"] > 0 and set(cell["cost"]["stages"]) == {"training", "inference"}
+        assert cell["dtype"] == [AUTO] and cell["machine"]["date"] and f"--cache {settings['cache']}" in cell["command"]
     reading = cells["r8|reading train|deep"]
+    assert "--recipe llmembed-1 " in reading["command"] and reading["dtype"] == "float32"
     assert (
         reading["rows"] == 44 and reading["stored_share"] == 0 < reading["cost"]["stages"]["reading_train"]["seconds"]
     )
@@ -158,7 +163,7 @@ def test_the_command_of_a_cell_makes_it_again(
     monkeypatch.chdir(tmp_path)
     words = shlex.split(first["command"])
     assert words[:3] == ["sonde", "bench", "llmembed"]
-    done = run(*words[1:], "--cache", settings["cache"])
+    done = run(*words[1:])
     assert done.code == 0, done.err
     again = cells_of(tmp_path / "again", "llmembed")
     assert {**again["r8|plm-roberta"], "cost": None} == {**first, "cost": None}
@@ -168,11 +173,54 @@ def test_the_command_of_a_cell_makes_it_again(
 def test_the_papers_setting_bounds_tokens_by_the_positions_there_are(
     settings: dict[str, Any], roles: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = llmembed._Bench(settings["data"], llmembed.Backbones(**roles), True, None, None, None, Any)  # type: ignore[arg-type]
+    bench = llmembed._Bench(settings["data"], llmembed.Backbones(**roles), True, None, None, None, None, Any)  # type: ignore[arg-type]
     assert bench.bounds("r8", ["deep", "bert"]) == (tiny.POSITIONS, tiny.POSITIONS)
     monkeypatch.setattr(llmembed, "MAX_TOKENS", {"r8": 12})
     assert bench.bounds("r8", ["deep", "bert"]) == (12, tiny.POSITIONS)
     assert llmembed._Bench(**{**vars(bench), "paper": False}).bounds("r8", ["deep"]) == (None,)
+    own = llmembed._Bench(**{**vars(bench), "paper": False, "deep_tokens": 9})
+    assert own.bounds("r8", ["deep", "bert"]) == (9, None)
+
+
+def test_the_deep_backbone_sees_as_much_as_it_was_trained_for(
+    settings: dict[str, Any], roles: dict[str, str], run: Run
+) -> None:
+    page = llmembed.run(**settings, **roles, recipes=["llmembed-1", "plm-bert"], deep_tokens=9)[1].read_text()
+    cells = cells_of(settings["out"], "llmembed")
+    assert cells["r8|reading test|deep"]["max_tokens"] == 9 < cells["r8|reading test|bert"]["max_tokens"]
+    assert f"The deep one sees 9 tokens of a text. Read in {AUTO}." in page
+    assert " --deep-tokens 9 " in cells["r8|llmembed-1"]["command"]
+    options = (f"--{role}={name}" for role, name in roles.items())
+    done = run("bench", "llmembed", "--data", settings["data"], *options, "--paper", "--deep-tokens", 9)
+    assert done.code == 2 and "--paper has bounds on tokens of its own; leave out --deep-tokens." in done.err
+
+
+def test_what_is_done_is_on_the_page_when_a_bench_is_stopped(
+    settings: dict[str, Any], roles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading that is refused is a cell with a reason, not the end of all."""
+
+    def read(*given: Any) -> dict[str, Any]:
+        if given[-1] == "reading_test":
+            raise ArgumentError("The disk is full.")
+        return read_all(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llmembed, "read_all", read)
+        page = llmembed.run(**settings, **roles, recipes=["plm-bert"])[1].read_text()
+    cells = cells_of(settings["out"], "llmembed")
+    assert cells["r8|reading test|bert"]["failed"] == "The disk is full." and "accuracy" in cells["r8|plm-bert"]
+    assert f"{cells['r8|plm-bert']['accuracy']:.4f}".removeprefix("0") in page
+    for bench, given in ((llmembed, roles), (stc, {"backbone": roles["bert"]})):
+        monkeypatch.setattr(bench._Bench, "_fit" if bench is llmembed else "_measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(**settings, **given, recipes=["llmembed-1" if bench is llmembed else "linear"])
+    assert "| 1: last block" in (settings["out"] / "llmembed.md").read_text()
+    assert "## Empty cells" in (settings["out"] / "stc.md").read_text()
+
+
+def stopped(*_: Any) -> dict[str, Any]:
+    raise KeyboardInterrupt
 
 
 def test_a_refused_cell_says_why_and_is_tried_again(
@@ -205,6 +253,11 @@ def test_carp_is_counted_in_tokens_and_dollars(
     tokens = {name: stages[name]["prompt_tokens"] + stages[name]["new_tokens"] for name in stages}
     assert set(tokens) == {"generating_reasons", "generating_answers"} and min(tokens.values()) > 0
     assert sum(stage["usd_tokens"] for stage in stages.values()) == pytest.approx(0.002 * sum(tokens.values()) / 1000)
+    whole = stages["generating_answers"]["seconds"]
+    assert 0 < cell["retrieving_seconds"] < whole
+    rows = lines_of({"r8|carp": {**cell, "retrieving_seconds": 0.25 * whole}})
+    retrieving, asking = (float(rows[f"CARP: {one}"][6]) for one in ("retrieval", "inference"))
+    assert retrieving == pytest.approx(0.25 * whole, rel=0.01) and asking == pytest.approx(0.75 * whole, rel=0.01)
     row = next(line for line in page.splitlines() if line.startswith("| CARP: tokens |"))
     assert f"| {sum(tokens.values()):,} | 35,868,945 |" in row
 
@@ -243,7 +296,7 @@ def whole_table(stored: float = 0.0, measured: bool = False) -> dict[str, Any]:
 
 def lines_of(cells: dict[str, Any]) -> dict[str, list[str]]:
     """Rows of the page's tables by their first cell; of several, the first."""
-    setting = {"deep": "d", "bert": "b", "roberta": "r", "paper": False, "limit": None, "seed": 0}
+    setting = {"deep": "d", "bert": "b", "roberta": "r", "paper": False, "limit": None, "seed": 0, "deep_tokens": None}
     rows: dict[str, list[str]] = {}
     for line in llmembed_page.to_markdown({"setting": setting, "cells": cells}).splitlines():
         if line.startswith("| "):
@@ -358,19 +411,54 @@ def test_the_last_layer_stands_beside_stc(
         for line in ("linear", "stc-ffn"):
             cell = cells[f"r8|{kind}|{line}"]
             assert cell["accuracy"] == unpack(cell["correct"], 16).mean() and 0 <= cell["macro_f1"] <= 1
+            assert set(cell["cost"]["stages"]) == {"training", "inference_on_all_rows", "inference"}
+        reading = cells[f"r8|{kind}|reading train"]
+        assert reading["rows"] == 44 and reading["stored_share"] == 0 and reading["tokens"] > 0
         depths = cells[f"r8|{kind}|depth-hidden"]
         assert depths["depths"] == [0, 1, 2, 3] and len(depths["test"]) == 4
     assert cells["r8|finetuned|linear"]["checkpoint"] == str(finetuned / "r8")
     assert cells["r8|lora|linear"] == {"failed": f"{tmp_path / 'nowhere' / 'r8'} holds no checkpoint (config.json)"}
     shown = page.read_text()
     assert f"{tmp_path / 'nowhere' / 'r8'} holds no checkpoint (config.json): 3 cells" in shown
-    assert "In 0 of 2 cells" in shown or "- R8, " in shown
+    assert "In 0 of 2 pairs" in shown or "- R8, " in shown
+    assert "- R8: 44 training and 16 test rows\n" in shown
     assert picture.name == "stc-depth-r8.svg" and ElementTree.parse(picture).getroot() is not None
 
     monkeypatch.setattr(stc._Bench, "_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
+    (tmp_path / "tuned").rename(tmp_path / "moved")
+    stc.run(**{**given, "finetuned": tmp_path / "moved"})  # the same checkpoint
     stc.run(**{**given, "finetuned": None})
     assert cells_of(settings["out"], "stc")["r8|finetuned|linear"] == cells["r8|finetuned|linear"]
     assert "--lora FOLDER, with one sub-folder a set" in figures.read_text()
+
+
+@pytest.mark.slow
+def test_checkpoints_are_made_once_and_judged_by_their_own_heads_too(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    backbone = str(tiny.build("bert"))
+    asked = {**settings, "backbone": backbone, "recipes": ["own", "linear"], "finetuned": tmp_path / "tuned"}
+    page = stc.run(**asked, tune=30)[1].read_text()
+    cells = cells_of(settings["out"], "stc")
+    own = cells["r8|finetuned|own"]
+    assert own["tuning"]["rows"] == own["train_rows"] == 30 and own["tuning"]["of_rows"] == 44
+    assert f" --finetuned {tmp_path / 'tuned'} --tune 30 " in own["command"]
+    assert "r8|pretrained|own" not in cells and "own head: 1 cells" not in page
+    assert "- R8: 44 training and 16 test rows; the fine-tuned checkpoint was trained on 30\n" in page
+    told = own["tuning"]
+    row = f"| R8 | fine-tuned | own head | 30 |  |  | {told['parameters']['trained']:,} | {told['seconds']:,.1f} | "
+    assert row in page
+    assert {one.name for one in (tmp_path / "tuned").iterdir()} == {"r8", "r8.json"}
+
+    texts = datasets.read_split(settings["data"], "r8", "test").texts
+    asked_of = transformers.pipeline("text-classification", str(tmp_path / "tuned" / "r8"), truncation=True)
+    assert tuned.OwnHead(tmp_path / "tuned" / "r8").predict(texts).tolist() == [one["label"] for one in asked_of(texts)]
+    monkeypatch.setattr(tuned, "FineTuning", lambda *_, **__: pytest.fail("a checkpoint was made twice"))
+    stc.run(**asked, tune=30)
+    with pytest.raises(ArgumentError, match="holds no classification head"):
+        tuned.OwnHead(tiny.build("bert"))
+    done = run("bench", "stc", "--data", settings["data"], "--tune", 30)
+    assert done.code == 2 and "into the folders --finetuned and --lora; give one" in done.err
 
 
 def test_the_page_says_first_where_stc_loses() -> None:
@@ -383,8 +471,10 @@ def test_the_page_says_first_where_stc_loses() -> None:
     own[:6] = False
     cells = {"r8|pretrained|linear": cell(last), "r8|pretrained|stc": cell(own), "r8|pretrained|stc-ffn": cell(last)}
     said = stc_page._losses(cells)
-    assert said.startswith("In 1 of 2 cells by more than chance")
-    assert said.endswith("- R8, pretrained, stc, both: .8500 against 1.0000 (p 0.031)")
+    assert said.startswith("In 1 of 2 pairs by more than chance")
+    assert said.endswith("- R8, pretrained, stc, both: .8500 against 1.0000 of the last layer (p 0.031)")
+    tuned = {"r8|lora|own": cell(last), "r8|lora|stc": cell(own)}
+    assert stc_page._losses(tuned).endswith("- R8, LoRA, stc, both: .8500 against 1.0000 of the own head (p 0.031)")
     assert stc_page._losses({}) == "Nothing to compare yet."
 
 

@@ -6,6 +6,7 @@ attempted     a finished cell, or the sentence by which it was refused
 write_json    the figures of a bench, at once or not at all
 write_page    the Markdown beside them
 table         heads and rows -> a table in Markdown
+share         how many of how many
 """
 
 import json
@@ -91,3 +92,8 @@ def write_page(path: Path, page: str, folder: Path | None = None) -> list[Path]:
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown; its cells are shown as `str` shows them."""
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def share(some: int, whole: int) -> str:
+    """`10,000 of 40,000`, or the number alone where it is all."""
+    return f"{some:,} of {whole:,}" if some < whole else f"{some:,}"

@@ -18,15 +18,16 @@ from sonde.bench.candidates import CANDIDATES, NEIGHBOURS, Candidate, Setting, n
 from sonde.bench.cells import Cells, opened, write_page
 from sonde.bench.compare import Rows, fit_and_measure
 from sonde.bench.comparison_page import PROMPTED, SHOTS, to_markdown
-from sonde.bench.datasets import DataSet, chosen, read_split, read_test
+from sonde.bench.datasets import DataSet, affordable, chosen, read_split, read_test
 from sonde.bench.few import draw
 from sonde.bench.prompted import TEST_ROWS, TRAIN_ROWS, Prompt, numbered_names
+from sonde.bench.reading import read_all
 from sonde.bench.tables import pack
-from sonde.errors import ArgumentError, choose
+from sonde.errors import choose
 from sonde.learn.splitting import text_keys
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.read.extract import extract, outstanding
+from sonde.read.extract import outstanding
 from sonde.read.sources import expand_blocks, open_sources, open_store
 
 BACKBONE = BUNDLE
@@ -94,16 +95,19 @@ def run(
         with track("comparison", len(sets) * len(names) * len(SHOTS), "cells") as advance:
             for shots in SHOTS:  # the cheap ones first
                 for name in sets:
-                    train, test = read_split(data, name, "train").take(rows), read_test(data, name).take(rows)
-                    cells.content.setdefault("sets", {})[name] = _about(train, test)  # written with the next cell
+                    whole = read_split(data, name, "train").take(rows), read_test(data, name).take(rows)
+                    sizes = tuple(len(split.texts) for split in whole)
+                    train, test = affordable(name, *whole)
+                    # written with the next cell
+                    cells.content.setdefault("sets", {})[name] = _about(train, test, sizes)
                     pool |= {"knn": nearest(min(NEIGHBOURS, shots or NEIGHBOURS))} if "knn" in pool else {}
                     pool |= _asking(prompt, numbered_names(data, name, train)) if prompt else {}
                     left = [one for one in names if _lacks(cells, f"{name}|{shots or 'all'}|{one}", made_with.get(one))]
                     if any(pool[one].reads for one in left):
-                        _read_all(train.texts + test.texts, setting)
+                        _read(train.texts + test.texts, setting)
                     for candidate in names:
                         if candidate in left:
-                            cell = _cell(pool[candidate], train, test, shots, setting)
+                            cell = _cell(pool[candidate], train, test, sizes, shots, setting)
                             told = {"made_with": made_with[candidate]} if candidate in made_with else {}
                             cells.put(f"{name}|{shots or 'all'}|{candidate}", {**cell, **told})
                         advance(1)
@@ -125,33 +129,36 @@ def _asking(prompt: Prompt, names: list[str] | None) -> dict[str, Candidate]:
     return {line: Candidate(line, told, asks(line)) for line, told in PROMPTED.items()}
 
 
-def _about(train: DataSet, test: DataSet) -> dict[str, int]:
-    """The size of a set, and how many of its test texts stand in its training rows."""
+def _about(train: DataSet, test: DataSet, sizes: tuple[int, ...]) -> dict[str, int]:
+    """How many rows are used of how many, and how many of the test texts stand in the training rows."""
     known = np.isin(text_keys(test.texts), text_keys(train.texts))
-    return {"train_rows": len(train.texts), "test_rows": len(test.texts), "known_texts": int(known.sum())}
+    used = {"train_rows": len(train.texts), "test_rows": len(test.texts), "known_texts": int(known.sum())}
+    return {**used, "of_train_rows": sizes[0], "of_test_rows": sizes[1]}
 
 
-def _read_all(texts: Sequence[str], setting: Setting) -> None:
+def _read(texts: Sequence[str], setting: Setting) -> None:
     """Into the store, what it does not hold yet of what candidates read."""
-    store = open_store(setting.cache)
-    if store is None:
-        raise ArgumentError("The comparison needs a store, so that no fit pays for reading; leave out --no-cache.")
     sources = open_sources(
         dict(enumerate(setting.backbones)), max_tokens=None, long_text="cut", dtype=setting.dtype, device="auto"
     )
     blocks = [block for site, how in SITES for block in expand_blocks(0, sources[0], site, how)]
-    if outstanding(len(texts), sources, blocks, store, texts):
-        for _ in extract(texts, sources, blocks, store, total=len(texts)):
-            pass
+    store = open_store(setting.cache)
+    if store is None or outstanding(len(texts), sources, blocks, store, texts):
+        read_all(texts, sources, blocks, setting.cache)
 
 
-def _cell(candidate: Candidate, train: DataSet, test: DataSet, shots: int | None, setting: Setting) -> dict[str, Any]:
+def _cell(
+    candidate: Candidate, train: DataSet, test: DataSet, sizes: tuple[int, ...], shots: int | None, setting: Setting
+) -> dict[str, Any]:
+    """One cell; `train` and `test` may be samples of splits of these sizes."""
+    all_rows, of_test_rows = sizes
     if shots is not None:
         train = draw(train, shots, setting.seed)
+        all_rows = len(train.texts)
     some = train.at(train.sampled(MOST_ROWS.get(candidate.name, len(train.texts)), setting.seed))
     asked = test.sampled(MOST_TEST_ROWS.get(candidate.name, len(test.texts)), setting.seed)
     found = fit_and_measure(candidate, _rows(some), _rows(test.at(asked)), setting)
-    told: dict[str, Any] = {"train_rows": len(some.texts), "all_rows": len(train.texts)}
+    told: dict[str, Any] = {"train_rows": len(some.texts), "all_rows": all_rows, "of_test_rows": of_test_rows}
     if len(asked) < len(test.texts):
         told |= {"asked": pack(np.isin(np.arange(len(test.texts)), asked)), "test_rows": len(test.texts)}
     return {**found, **told, "machine": machine.describe()}

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from sonde.bench import machine
 from sonde.bench.candidates import CANDIDATES
-from sonde.bench.cells import table
+from sonde.bench.cells import share, table
 from sonde.bench.compare import CHANCE, METRICS, bits, figure
 from sonde.bench.datasets import TITLES, in_order, title
 from sonde.bench.tables import unpack
@@ -41,7 +41,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     parts = [
         "# Comparison",
         "Written by `sonde bench comparison`; every figure comes from `comparison.json`.",
-        *_machines(cells),
+        *machine.sentences(cells.values()),
         f"{limit}Backbone of all that read or tune one: {setting['backbone']}, in {setting['dtype']}. One seed and one "
         "draw of the training rows: intervals and tests are about the test rows alone. With 8 rows a class another "
         "draw moves the accuracy by points ([few labels](results/few.md)).",
@@ -56,24 +56,15 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, *_absent(cells, sets)]) + "\n"
 
 
-def _machines(cells: Mapping[str, Any]) -> Iterator[str]:
-    """Where the cells were measured, and from when to when."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells.values():
-        groups.setdefault(repr({**cell["machine"], "date": ""}), []).append(cell["machine"])
-    for group in groups.values():
-        days = sorted({one["date"] for one in group})
-        yield machine.sentence({**group[0], "date": " to ".join(dict.fromkeys([days[0], days[-1]]))})
-
-
 def _sets(sets: Mapping[str, Any]) -> str:
     """How large the sets are, and what they hold twice."""
     lines = []
     for name in in_order(sets):
         one = sets[name]
+        train, test = (share(one[f"{split}_rows"], one.get(f"of_{split}_rows", 0)) for split in ("train", "test"))
         known = f", {one['known_texts']:,} of which stand in the training rows" if one["known_texts"] else ""
-        lines.append(f"- {title(name)}: {one['train_rows']:,} training and {one['test_rows']:,} test texts{known}")
-    return "Rows:\n\n" + "\n".join(lines) if lines else ""
+        lines.append(f"- {title(name)}: {train} training and {test} test texts{known}")
+    return "Rows (of long texts a seeded sample of every class):\n\n" + "\n".join(lines) if lines else ""
 
 
 def _exercise(cells: Mapping[str, Any]) -> Iterator[str]:
@@ -226,7 +217,7 @@ def _ordered(candidates: Any) -> list[str]:
 
 def _accuracy(cell: Mapping[str, Any]) -> str:
     fewer = ""
-    if cell["train_rows"] < cell["all_rows"] or "asked" in cell:
+    if cell["train_rows"] < cell["all_rows"] or cell["n"] < cell.get("of_test_rows", 0) or "asked" in cell:
         fewer = f" ({cell['train_rows']:,}, {cell['n']:,})"
     return f"{figure(cell['accuracy'])} [{figure(cell['low'])}, {figure(cell['high'])}]{fewer}"
 

@@ -3,6 +3,7 @@
 DataSet      texts and labels of one split
 read_split   one split of one set
 read_test    all test splits of one set together
+affordable   of sets of long texts a sample, where there is no GPU
 label_names  names of the integer labels
 chosen       the sets of a folder that are asked for
 of_papers    those of the papers alone, which their tables compare
@@ -20,12 +21,17 @@ import numpy as np
 from jaxtyping import Int64
 
 from sonde.errors import DataError
+from sonde.precision import choose_device
 from sonde.tables import label_column, read_table, text_column
 
 SECOND = "test1821"
 """A second test split of SST-2: the papers differ in which they report."""
 
 TITLES = {"sst2": "SST-2", "imdb": "IMDb", "ag_news": "AG News", "r8": "R8", "r52": "R52"}
+
+
+AFFORDABLE = {"imdb": (10_000, 5_000)}
+"""Training and test rows of sets whose texts take two cores over half an hour to read."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,15 @@ def read_test(data: Path, name: str) -> DataSet:
     """All test splits together."""
     parts = [read_split(data, name, split) for split in tests_of(data, name)]
     return DataSet([text for part in parts for text in part.texts], np.concatenate([part.labels for part in parts]))
+
+
+def affordable(name: str, train: DataSet, test: DataSet) -> tuple[DataSet, DataSet]:
+    """Both splits; where all of a set takes too long without a GPU, a seeded sample of every class of each."""
+    if name not in AFFORDABLE or choose_device("auto").type != "cpu":
+        return train, test
+    kept = zip((train, test), AFFORDABLE[name], strict=True)
+    train, test = (split.at(split.sampled(rows)) for split, rows in kept)
+    return train, test
 
 
 def chosen(data: Path, only: list[str] | None) -> list[str]:

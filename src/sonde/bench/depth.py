@@ -98,7 +98,8 @@ def _on_test(classifier: TextClassifier, test: DataSet) -> tuple[list[float], fl
 
     cascade, sources = learning.as_cascade(classifier.model_), classifier.sources()
     assert cascade is not None
-    ids = np.searchsorted(classifier.classes_, test.labels)
+    places = {label: place for place, label in enumerate(classifier.classes_.tolist())}
+    ids = np.array([places.get(label, -1) for label in test.labels.tolist()])  # row; -1: no row trained with it
     blocks = list(blocks_of(cascade, sources).values())
     right, own, depths = np.zeros(len(cascade.exits)), 0.0, 0.0
     for window in extract(test.texts, sources, blocks, open_store(classifier.cache), total=len(test.texts)):

@@ -13,22 +13,23 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sonde.bench import machine
 from sonde.bench.cells import Cells, attempted, opened, write_page
 from sonde.bench.datasets import DataSet, of_papers, read_split
 from sonde.bench.llmembed_page import figure_3, to_markdown
 from sonde.bench.paper import ENCODER_TOKENS, MAX_TOKENS
+from sonde.bench.reading import read_all
 from sonde.bench.tables import pack
 from sonde.classifier import TextClassifier
 from sonde.cost import Meter, parameters_of
 from sonde.errors import ArgumentError, SondeWarning, choose
 from sonde.progress import track
 from sonde.read.backbone import load_backbone
-from sonde.read.blocks import Block
-from sonde.read.extract import estimate, outstanding, read
-from sonde.read.sources import expand_blocks, open_sources, open_store, prepare
+from sonde.read.sources import expand_blocks, open_sources, open_store
 from sonde.tables import write_atomically
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ SEED = 0
 """Of folds and heads. One: `bench tables` shows the spread over three."""
 
 STAGES = ("train", "test")
+
+ALONE = {"deep": "llmembed-1", "bert": "plm-bert", "roberta": "plm-roberta"}
+"""A line that reads nothing but this role."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def run(
     prompt_url: str | None = None,
     budget_tokens: int | None = None,
     paper: bool = False,
+    deep_tokens: int | None = None,
 ) -> list[Path]:
-    """Fill every cell and write the page, the figures and Figure 3.
+    """Fill every cell and write the page, the figures and Figure 3, also when it is stopped.
 
     Parameters
     ----------
@@ -105,27 +110,40 @@ def run(
         What the endpoint may cost, in all.
     paper : bool
         Heads in the paper's setting, and its bounds on tokens as far as the backbones have positions.
+    deep_tokens : int, optional
+        Most tokens of a text for the deep backbone; by default as many as it has positions. Not with `paper`.
 
     Raises
     ------
     ArgumentError
-        If a role is empty, a line unknown, there is no store, or the folder holds cells of another setting.
+        If a role is empty, a line unknown, there is no store, two options contradict each other, or the folder holds
+        cells of another setting.
     """
     backbones = _backbones(deep, bert, roberta)
     lines = [choose("The line", name, LINES) for name in recipes or LINES]
     prompt = _prompt(prompt_model, prompt_url, backbones, cache, budget_tokens)
     if open_store(cache) is None:
         raise ArgumentError("`sonde bench llmembed` needs a store, so that texts are read once; leave out --no-cache.")
-    setting = {**asdict(backbones), "paper": paper, "limit": rows, "seed": SEED}
+    if paper and deep_tokens:
+        raise ArgumentError("--paper has bounds on tokens of its own; leave out --deep-tokens.")
+    setting = {**asdict(backbones), "paper": paper, "deep_tokens": deep_tokens, "limit": rows, "seed": SEED}
     cells = opened(Path(out) / "llmembed.json", setting)
-    bench = _Bench(Path(data), backbones, paper, rows, cache, prompt, cells)
+    bench = _Bench(Path(data), backbones, paper, deep_tokens, rows, cache, prompt, cells)
     names = of_papers(only)
-    with track("llmembed", len(names) * len(lines), "cells") as advance:
-        for name in names:
-            train, test = (read_split(bench.data, name, split).take(rows) for split in STAGES)
-            for line in lines:
-                bench.fill(name, line, train, test)
-                advance(1)
+    try:
+        with track("llmembed", len(names) * len(lines), "cells") as advance:
+            for name in names:
+                train, test = (read_split(bench.data, name, split).take(rows) for split in STAGES)
+                for line in lines:
+                    bench.fill(name, line, train, test)
+                    advance(1)
+    finally:
+        written = _write(cells) if cells.content["cells"] else []
+    return written
+
+
+def _write(cells: Cells) -> list[Path]:
+    """The page, and Figure 3 where there is one."""
     written = write_page(cells.path, to_markdown(cells.content))
     drawn = figure_3(cells.content["cells"])
     if drawn is None:
@@ -163,6 +181,7 @@ class _Bench:
     data: Path
     backbones: Backbones
     paper: bool
+    deep_tokens: int | None
     rows: int | None
     cache: Any
     prompt: "Prompt | None"
@@ -172,56 +191,46 @@ class _Bench:
         """One cell of Table 2, with the readings that it needs."""
         if line in PROMPTED:
             if self.prompt is not None and not self._has(f"{name}|{line}", self.prompt.name):
-                self._put(name, line, self.prompt.measure(line, self.data, name, train, test))
+                found = self.prompt.measure(line, self.data, name, train, test)
+                self._put(f"{name}|{line}", name, line, found)
             return
         for role in self.backbones.of(line):
             for split, rows in zip(STAGES, (train, test), strict=True):
                 if not self._has(f"{name}|reading {split}|{role}"):
-                    self.cells.put(f"{name}|reading {split}|{role}", self._read(name, split, role, rows))
+                    found = attempted(partial(self._read, name, split, role, rows))
+                    self._put(f"{name}|reading {split}|{role}", name, ALONE[role], found)
         if not self._has(f"{name}|{line}"):
-            self._put(name, line, attempted(lambda: self._fit(name, line, train, test)))
+            self._put(f"{name}|{line}", name, line, attempted(lambda: self._fit(name, line, train, test)))
 
     def _has(self, key: str, prompt: str | None = None) -> bool:
         """Whether a cell is finished, with this language model if one is asked."""
-        cell = self.cells.content["cells"].get(key, {"failed": ""})
-        return "failed" not in cell and cell.get("prompted") == prompt
+        return not self.cells.lacks(key) and self.cells.content["cells"][key].get("prompted") == prompt
 
-    def _put(self, name: str, line: str, cell: dict[str, Any]) -> None:
-        self.cells.put(f"{name}|{line}", {**cell, "command": self._command(name, line)})
+    def _put(self, key: str, name: str, line: str, cell: dict[str, Any]) -> None:
+        self.cells.put(key, {**cell, "command": self._command(name, line), "machine": machine.describe()})
 
     def _command(self, name: str, line: str) -> str:
         prompt = self.prompt.options if self.prompt and line in PROMPTED else {}
         options = {"data": str(self.data), **asdict(self.backbones), **prompt, "rows": self.rows}
-        return command_of("llmembed", name, line, {**options, "paper": self.paper})
+        own = {"paper": self.paper, "deep-tokens": self.deep_tokens, "cache": cache_option(self.cache)}
+        return command_of("llmembed", name, line, {**options, **own})
 
     def bounds(self, name: str, roles: Sequence[str]) -> tuple[int | None, ...]:
-        """Most tokens of a text for each role: those of the paper, as far as the backbones have positions."""
+        """Most tokens of a text for each role; those of the paper as far as the backbones have positions."""
+        if not self.paper:
+            return tuple(self.deep_tokens if role == "deep" else None for role in roles)
         found = []
         for role, backbone in zip(roles, self.backbones.names(roles), strict=True):
             wanted = MAX_TOKENS[name] if role == "deep" else ENCODER_TOKENS
-            found.append(min(wanted, load_backbone(backbone).max_positions or wanted) if self.paper else None)
+            found.append(min(wanted, load_backbone(backbone).max_positions or wanted))
         return tuple(found)
 
     def _read(self, name: str, split: str, role: str, rows: DataSet) -> dict[str, Any]:
         """Read everything that the lines need of one role, timed; what a store held before costs nothing."""
         model, (bound,) = self.backbones.names([role])[0], self.bounds(name, [role])
         sources = open_sources({0: model}, max_tokens=(bound,), long_text="cut", dtype="auto", device="auto")
-        blocks: list[Block] = expand_blocks(0, sources[0], *SITES[role])
-        blocks = blocks[-5:]  # the last five of the deep one
-        store, meter, unique = open_store(self.cache), Meter(), list(dict.fromkeys(rows.texts))
-        assert store is not None
-        whole, missing = estimate(len(unique), sources, blocks), outstanding(0, sources, blocks, store, unique)
-        with meter.stage(f"reading_{split}"):
-            prepare(len(rows.texts), sources, blocks, store, texts=rows.texts)
-            window = read(rows.texts, sources, blocks, store)
-        return {
-            "rows": len(rows.texts),
-            "tokens": int(window.tokens.sum()),
-            "lost_tokens": int(window.lost.sum()),
-            "max_tokens": sources[0].view.max_tokens,
-            "stored_share": round(1 - missing / whole, 3),
-            "cost": meter.cost().to_dict(),
-        }
+        blocks = expand_blocks(0, sources[0], *SITES[role])[-5:]  # the last five of the deep one
+        return read_all(rows.texts, sources, blocks, self.cache, f"reading_{split}")
 
     def _fit(self, name: str, line: str, train: DataSet, test: DataSet) -> dict[str, Any]:
         roles, meter = self.backbones.of(line), Meter()
@@ -245,11 +254,17 @@ class _Bench:
             "correct": pack(right),
             "train_rows": len(train.texts),
             "n": len(right),
+            "dtype": sorted({str(one.backbone.dtype).removeprefix("torch.") for one in classifier.sources().values()}),
             "learning_rate": learner["learning_rate"],
             "epochs": learner["epochs"],
             "losses": learner["history"]["train"],
             "cost": meter.cost(parameters_of(classifier)).to_dict(),
         }
+
+
+def cache_option(cache: Any) -> str | None:
+    """The folder of the store, where it is not the one that everything shares."""
+    return str(cache) if isinstance(cache, str | Path) and cache != "auto" else None
 
 
 def command_of(bench: str, name: str, line: str, options: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def to_markdown(content: Content) -> str:
         "# LLMEmbed: the paper's tables",
         "Written by `sonde bench llmembed`; every figure comes from `llmembed.json` beside this page, those of the "
         "columns *paper* from the paper (Liu et al., ACL 2024, arXiv 2406.03725).",
-        machine.sentence(content["machine"]) if "machine" in content else "",
+        *machine.sentences(cells.values()),
         _notes(content),
         "## Table 2: accuracy",
         beside("line", [_accuracy(cells, line) for line in THEIRS]),
@@ -92,13 +92,22 @@ def _notes(content: Content) -> str:
     setting = content["setting"]
     trial = f"**A trial: at most {setting['limit']} rows of each split.** " if setting["limit"] else ""
     heads = "the paper's setting (--paper)" if setting["paper"] else "sonde's default setting; --paper is the paper's"
+    kinds = sorted({kind for cell in content["cells"].values() for kind in _kinds(cell)})
+    dtypes = f" Read in {' and '.join(kinds)}." if kinds else ""
+    bound = f" The deep one sees {setting['deep_tokens']} tokens of a text." if setting.get("deep_tokens") else ""
     models = dict.fromkeys(cell["prompted"] for cell in content["cells"].values() if "prompted" in cell)
     asked = f", asked: {', '.join(models)}" if models else ""
     return (
         f"{trial}Deep: {setting['deep']}, BERT: {setting['bert']}, RoBERTa: {setting['roberta']}{asked}. The paper's: "
-        f"LLaMA2-7B, BERT-large, RoBERTa-large. Heads in {heads}. One seed. IMDb is the paper's MR. Rows in brackets: "
-        "test rows. A mean is over all five sets."
+        f"LLaMA2-7B, BERT-large, RoBERTa-large.{bound}{dtypes} Heads in {heads}. One seed. IMDb is the paper's MR. "
+        "Rows in brackets: test rows. A mean is over all five sets."
     )
+
+
+def _kinds(cell: Content) -> list[str]:
+    """Number formats in which a cell was read."""
+    found = cell.get("dtype", [])
+    return [found] if isinstance(found, str) else list(found)
 
 
 def beside(first: str, rows: Iterable[Row]) -> str:
@@ -208,15 +217,21 @@ def _readings(cells: Content, name: str, split: str) -> list[Mapping[str, Any]]:
 
 
 def _prompting(cells: Content, measure: Any, number: int) -> Iterator[Row]:
-    """CARP's stages; retrieval is part of its inference here."""
+    """CARP's stages; only the seconds of retrieval are known apart from its inference."""
     carp = _done(cells, "carp")
     stages = {name: cell["cost"]["stages"] for name, cell in carp.items()}
     stored = {name for name, cell in carp.items() if cell["stored_share"] > 0}
     reasons = {name: [one["generating_reasons"]] for name, one in stages.items()}
     answers = {name: [one["generating_answers"]] for name, one in stages.items()}
     yield _row("CARP", "clues and reasoning", reasons, measure, number, stored)
-    yield _row("CARP", "retrieval", {}, measure, number)
-    yield _row("CARP", "inference", answers, measure, number, stored)
+    if number == 3:
+        retrieving = {name: cell["retrieving_seconds"] for name, cell in carp.items()}
+        asking = {name: one["generating_answers"]["seconds"] - retrieving[name] for name, one in stages.items()}
+        for stage, found, marked in (("retrieval", retrieving, set()), ("inference", asking, stored)):
+            yield _row("CARP", stage, {n: [{"seconds": one}] for n, one in found.items()}, measure, number, marked)
+    else:
+        yield _row("CARP", "retrieval", {}, measure, number)
+        yield _row("CARP", "inference", answers, measure, number, stored)
     yield _row("CARP", "all", {name: reasons[name] + answers[name] for name in stages}, measure, number, stored)
 
 
@@ -353,4 +368,4 @@ def _reasons(content: Content) -> Iterator[str]:
             alike.setdefault(", ".join(names), []).append(line)
     for sets, lines in alike.items():
         yield f"{sets}, not run yet (the same command goes on with them): {', '.join(lines)}"
-    yield "Retrieval, in Tables 3 and 4: part of the inference of CARP here"
+    yield "Retrieval, in Table 4: its energy is part of that of CARP's inference here"

@@ -2,6 +2,7 @@
 
 describe   machine, versions and date as plain data
 sentence   the same as one line of Markdown
+sentences  such lines for all cells of a table
 Stopwatch  wall-clock and processor seconds of a stage
 """
 
@@ -10,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,17 @@ def sentence(machine: dict[str, Any]) -> str:
         f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
         f"{machine['system']}, Python {machine['python']}, {versions}."
     )
+
+
+def sentences(cells: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each machine on which cells were measured, with the first and the last day."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if "machine" in cell:
+            groups.setdefault(repr({**cell["machine"], "date": ""}), []).append(cell["machine"])
+    for group in groups.values():
+        days = sorted({one["date"] for one in group})
+        yield sentence({**group[0], "date": " to ".join(dict.fromkeys([days[0], days[-1]]))})
 
 
 class Stopwatch:

@@ -62,8 +62,8 @@ class Prompt:
         return "auto" if self._cache in ("auto", None) else Path(self._cache) / "answers"  # they may have been paid for
 
     def measure(self, line: str, data: Path, name: str, train: DataSet, test: DataSet) -> dict[str, Any]:
-        """Ask about a sample of the rows; what is refused is kept as `failed`, and tried again by the next run."""
-        some, asked = train.take(TRAIN_ROWS), test.take(TEST_ROWS)
+        """Ask about a sample of every class; what is refused is kept as `failed`, and tried again by the next run."""
+        some, asked = train.at(train.sampled(TRAIN_ROWS)), test.at(test.sampled(TEST_ROWS))
         names = numbered_names(data, name, train)
         found = attempted(lambda: self._measure(self.make(line, names), some, asked))
         return {"prompted": self.name, "train_rows": len(some.texts), "n": len(asked.texts), **found}
@@ -95,6 +95,7 @@ class Prompt:
             "failure_rate": classifier.summary_["failure_rate"],
             "demonstrations": classifier.summary_["demonstrations"],
             "answers": answers,
+            "retrieving_seconds": classifier.summary_["seconds"].get("retrieving", 0.0),
             "stored_share": round(1 - sum(spent["asked"] for spent in usage.values()) / max(answers, 1), 3),
             "cost": meter.cost().to_dict(),
         }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sonde.bench import machine
-from sonde.bench.cells import table
+from sonde.bench.cells import share, table
 from sonde.bench.curves import Line, draw
 from sonde.bench.datasets import TITLES
 from sonde.bench.paper import SETS, STC_CLAIMS, STC_FIGURES
@@ -18,7 +18,9 @@ from sonde.learn import metrics
 Content = Mapping[str, Any]
 
 KINDS = {"pretrained": "pretrained", "finetuned": "fine-tuned", "lora": "LoRA"}
+OWN = "own"
 NAMES = {
+    OWN: "own head",
     "linear": "last layer",
     "stc-hidden": "stc, hidden",
     "stc-ffn": "stc, feed-forward",
@@ -36,18 +38,20 @@ def to_markdown(content: Content) -> str:
     parts = [
         "# Sparsify-then-Classify: the paper's tables",
         "Written by `sonde bench stc`; every figure comes from `stc.json` beside this page.",
-        machine.sentence(content["machine"]) if "machine" in content else "",
-        f"{trial}Pretrained: {setting['backbone']}. *Last layer* is a logistic regression on the mean of the last "
-        "hidden layer; *stc* takes the neurons that matter of every layer. One seed. Test rows in brackets (SST-2: "
-        "both test splits).",
+        *machine.sentences(cells.values()),
+        f"{trial}Pretrained: {setting['backbone']}. *Own head* is the classification head that a checkpoint was "
+        "fine-tuned with; *last layer* is a logistic regression on the mean of the last hidden layer; *stc* takes the "
+        "neurons that matter of every layer. One seed. Test rows in brackets (SST-2: both test splits).",
+        _sizes(content.get("sets", {}), cells),
         f"The paper (arXiv 2311.15983) claims: {'; '.join(STC_CLAIMS)}.",
-        "## Where stc loses to the last layer",
+        "## Where stc loses",
         _losses(cells),
         "## Accuracy",
         _scores(cells, "accuracy"),
         "## Macro F1",
         _scores(cells, "macro_f1"),
         "## What it takes",
+        _readings(cells),
         _costs(cells),
         "## Accuracy against depth",
         _depths(cells, setting["loss"]),
@@ -73,6 +77,8 @@ def _scores(cells: Content, metric: str) -> str:
     rows = []
     for kind, shown in KINDS.items():
         for line, title in NAMES.items():
+            if _never(kind, line):
+                continue
             row = [shown, title]
             for name in SETS:
                 cell, theirs = _cell(cells, name, kind, line), STC_FIGURES.get((metric, kind, line, name))
@@ -85,53 +91,129 @@ def _figure(score: float | None) -> str:
     return "" if score is None else f"{score:.4f}".removeprefix("0")
 
 
+RIVALS = ("linear", OWN)
+"""What `stc` is judged against, on the same checkpoint."""
+
+
 def _losses(cells: Content) -> str:
-    """Every cell where the last layer is better by more than chance; and how many there are to compare."""
+    """Every cell where the last layer or the own head is better by more than chance; and how many pairs there are."""
     pairs, lines = 0, []
     for name, kind, line in _keys():
-        own, last = _cell(cells, name, kind, line), _cell(cells, name, kind, "linear")
-        if line == "linear" or own is None or last is None:
-            continue
-        pairs += 1
-        p = metrics.mcnemar(unpack(own["correct"], own["n"]), unpack(last["correct"], last["n"]))
-        if own["accuracy"] < last["accuracy"] and p < CHANCE:
-            lines.append(
-                f"- {TITLES[name]}, {KINDS[kind]}, {NAMES[line]}: {_figure(own['accuracy'])} against "
-                f"{_figure(last['accuracy'])} (p {p:.3f})"
-            )
+        for rival in RIVALS:
+            own, other = _cell(cells, name, kind, line), _cell(cells, name, kind, rival)
+            if line in RIVALS or own is None or other is None:
+                continue
+            pairs += 1
+            p = metrics.mcnemar(unpack(own["correct"], own["n"]), unpack(other["correct"], other["n"]))
+            if own["accuracy"] < other["accuracy"] and p < CHANCE:
+                lines.append(
+                    f"- {TITLES[name]}, {KINDS[kind]}, {NAMES[line]}: {_figure(own['accuracy'])} against "
+                    f"{_figure(other['accuracy'])} of the {NAMES[rival]} (p {p:.3f})"
+                )
     rule = f"by more than chance (McNemar, p < {CHANCE:g}, not corrected for the number of tests)"
     if not pairs:
         return "Nothing to compare yet."
-    return "\n".join([f"In {len(lines)} of {pairs} cells {rule}.", *([""] if lines else []), *lines])
+    return "\n".join([f"In {len(lines)} of {pairs} pairs {rule}.", *([""] if lines else []), *lines])
+
+
+def _never(kind: str, line: str) -> bool:
+    """Whether there can be no such cell: a pretrained checkpoint has no head."""
+    return kind == "pretrained" and line == OWN
 
 
 def _keys() -> Iterator[tuple[str, str, str]]:
     """Set, checkpoint and line of every fit."""
-    return ((name, kind, line) for name in SETS for kind in KINDS for line in NAMES)
+    return ((name, kind, line) for name in SETS for kind in KINDS for line in NAMES if not _never(kind, line))
+
+
+def _sizes(sets: Content, cells: Content) -> str:
+    """Training and test rows of each set, of how many, and on how many of them each checkpoint was fine-tuned."""
+    lines = []
+    for name in SETS:
+        used: dict[str, int] = {}
+        for kind in KINDS:
+            found = {split: _cell(cells, name, kind, f"reading {split}") for split in ("train", "test")}
+            used |= {split: cell["rows"] for split, cell in found.items() if cell}
+        if name not in sets or used.keys() != sets[name].keys():
+            continue
+        counts = {split: share(n, sets[name][split]) for split, n in used.items()}
+        tuned = [
+            f"the {shown} checkpoint was trained on {cell['tuning']['rows']:,}"
+            for kind, shown in KINDS.items()
+            if (cell := _cell(cells, name, kind, OWN)) and cell["tuning"]
+        ]
+        lines.append(
+            "; ".join([f"- {TITLES[name]}: {counts['train']} training and {counts['test']} test rows", *tuned])
+        )
+    return "Rows (a part of them is a seeded sample of every class):\n\n" + "\n".join(lines) if lines else ""
+
+
+def _readings(cells: Content) -> str:
+    """What reading takes, once for all lines of a checkpoint."""
+    heads = ("set", "checkpoint", "rows", "tokens", "read in", "seconds", "texts a second", "Wh")
+    rows = []
+    for name in SETS:
+        for kind, shown in KINDS.items():
+            found = [cell for split in ("train", "test") if (cell := _cell(cells, name, kind, f"reading {split}"))]
+            if not found:
+                continue
+            count, costs = sum(cell["rows"] for cell in found), [cell["cost"]["total"] for cell in found]
+            seconds, star = sum(one["seconds"] for one in costs), "*" if any(c["stored_share"] for c in found) else ""
+            rows.append([
+                TITLES[name], shown, f"{count:,}", f"{sum(cell['tokens'] for cell in found):,}", found[0]["dtype"],
+                f"{seconds:,.0f}{star}", f"{count / seconds:,.0f}{star}", _wh([one["energy"] for one in costs]),
+            ])  # fmt: skip
+    if not rows:
+        return ""
+    note = (
+        "Training and test rows are read once for all lines: hidden states (mean and maximum) and feed-forward "
+        "activations (mean) of every layer. *: part of it was in the store, so this says too little.\n\n"
+    )
+    return note + table(heads, rows)
+
+
+def _wh(energies: list[Mapping[str, Any] | None]) -> str:
+    """Their sum; nothing where one is unknown."""
+    known = [energy for energy in energies if energy]
+    if len(known) < len(energies):
+        return ""
+    estimated = any(energy["estimated"] for energy in known)
+    return f"{'~' if estimated else ''}{1000 * sum(energy['kwh'] for energy in known):.2g}"
 
 
 def _costs(cells: Content) -> str:
-    heads = ("set", "checkpoint", "line", "training rows", "neurons", "layers", "trained", "training s", "inference s",
-             "Wh")  # fmt: skip
+    heads = ("set", "checkpoint", "line", "training rows", "neurons", "layers", "trained", "training s",
+             "texts a second", "Wh of the training")  # fmt: skip
     rows = []
     for name, kind, line in _keys():
         cell = _cell(cells, name, kind, line)
         if cell is None:
             continue
-        stages, energy = cell["cost"]["stages"], cell["cost"]["total"]["energy"]
-        spent = f"{'~' if energy['estimated'] else ''}{1000 * energy['kwh']:.2g}" if energy else ""
+        told = _trained(cell)
         rows.append([
-            TITLES[name], KINDS[kind], NAMES[line], f"{cell['train_rows']:,}", cell.get("neurons", ""),
-            cell.get("layers", ""), f"{cell['cost']['parameters']['trained']:,}",
-            f"{stages['training']['seconds']:,.1f}", f"{stages['inference']['seconds']:,.1f}", spent,
+            TITLES[name], KINDS[kind], NAMES[line], *told[:1], cell.get("neurons", ""), cell.get("layers", ""),
+            *told[1:3], f"{cell['texts_per_second']:,.0f}", *told[3:],
         ])  # fmt: skip
     if not rows:
         return "Nothing measured yet."
     note = (
-        "Reading is part of both times, from the store where an earlier line had read the same. ~: estimated, seconds "
-        "times stated watts. Layers: how deep texts are read.\n\n"
+        "Training takes activations from the store; an own head was trained with its backbone, reading included. Texts "
+        "a second: some test rows, read anew, as deep as the line needs (*layers*). ~: estimated, seconds times stated "
+        "watts.\n\n"
     )
     return note + table(heads, rows)
+
+
+def _trained(cell: Mapping[str, Any]) -> list[str]:
+    """Training rows, trained parameters, seconds, watt hours; of a head from elsewhere nothing is known."""
+    if "tuning" not in cell:
+        stage = cell["cost"]["stages"]["training"]
+        counts = f"{cell['train_rows']:,}", f"{cell['cost']['parameters']['trained']:,}"
+        return [*counts, f"{stage['seconds']:,.1f}", _wh([stage["energy"]])]
+    story = cell["tuning"]
+    if not story:
+        return ["", "", "", ""]
+    return [f"{story['rows']:,}", f"{story['parameters']['trained']:,}", f"{story['seconds']:,.1f}", ""]
 
 
 def _depths(cells: Content, loss: float) -> str:
@@ -189,6 +271,8 @@ def _reasons(cells: Content) -> Iterator[str]:
         for kind, shown in KINDS.items():
             for line, title in {**NAMES, **DEPTHS}.items():
                 cell = cells.get(f"{name}|{kind}|{line}")
+                if _never(kind, line):
+                    continue
                 if cell is None:
                     alike.setdefault("not run yet; the same command goes on with it", []).append(
                         f"{TITLES[name]}, {shown}, {title}"

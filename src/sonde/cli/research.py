@@ -100,11 +100,15 @@ def bench(
     prompt_url: Annotated[str | None, typer.Option("--prompt-url", help="The same: or this endpoint.")] = None,
     budget_tokens: Annotated[int | None, typer.Option("--budget-tokens", help="What --prompt-url may take.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
+    deep_tokens: Annotated[
+        int | None, typer.Option("--deep-tokens", help="`llmembed`: most tokens of a text for --deep.")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", help="`stc`, `depth`: the pretrained checkpoint.")
     ] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help=CHECKPOINTS_HELP)] = None,
     lora: Annotated[Path | None, typer.Option("--lora", help="`stc`: the same, with low-rank adapters.")] = None,
+    tune: Annotated[int | None, typer.Option("--tune", help="`stc`: make those, on so many training rows.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -114,11 +118,12 @@ def bench(
         from sonde.bench import BENCHES
         from sonde.errors import choose
 
-        roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper}
+        roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper, "deep_tokens": deep_tokens}
         asked = {"prompt_model": prompt_model, "prompt_url": prompt_url}
         checkpoints = {"backbone": backbone, "finetuned": finetuned, "lora": lora}
         own = {name: given for name, given in {"recipes": recipe, **roles, **asked, **checkpoints}.items() if given}
-        bounds = {} if budget_tokens is None else {"budget_tokens": budget_tokens}  # 0: only what is kept
+        numbers = {"budget_tokens": budget_tokens, "tune": tune}  # 0 tokens: only what is kept
+        bounds = {name: given for name, given in numbers.items() if given is not None}
         for name in names:
             run = BENCHES[choose("The benchmark", name, BENCHES)]
             written = run(
