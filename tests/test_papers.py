@@ -133,7 +133,7 @@ def test_a_cell_stands_beside_the_papers_and_is_made_once(
         assert cell["cost"]["parameters"]["trained"] > 0 and set(cell["cost"]["stages"]) == {"training", "inference"}
         assert cell["dtype"] == [AUTO] and cell["machine"]["date"] and f"--cache {settings['cache']}" in cell["command"]
     reading = cells["r8|reading train|deep"]
-    assert "--recipe llmembed-1 " in reading["command"] and reading["dtype"] == "float32"
+    assert "--recipe llmembed-1 " in reading["command"] and reading["dtype"] == AUTO
     assert (
         reading["rows"] == 44 and reading["stored_share"] == 0 < reading["cost"]["stages"]["reading_train"]["seconds"]
     )
