@@ -54,7 +54,8 @@ PARTS = (
             reading.ratios_table(found, "seconds"), reading.taps(found), reading.accuracy_sentence(found["accuracy"])
         ],
         "Each ratio is that of two readings of the same texts, one after the other. Most of it is the dtype: "
-        "processors with units for bfloat16 multiply several times faster in it. The rest is texts that stand side by "
+        "processors with tiles for bfloat16 (AMX) multiply several times faster in it, those with vector units alone "
+        "(AVX512-BF16) about twice. The rest is texts that stand side by "
         "side without pads, freed memory that is kept for the next batch, attention of short texts in two batched "
         "products, sums that are made in the products, and pooling while the model runs. Long texts that nearly all "
         "have the same length gain least. On processors without such units "
@@ -124,22 +125,30 @@ def page(results: Path) -> str:
         "# Performance",
         "Written by `python benchmarks/performance.py` from the files in `docs/results`; `make bench` measures "
         "all of it on your machine. Everything is a ratio of two times of one run, taken "
-        "in turn, after the results were found equal; in brackets an interval of at least 95% for its median.",
+        "in turn, after the results were found equal; in brackets an interval of at least 95% for its median. Ratios "
+        "differ from processor to processor: where several were measured, the last figures of each are here.",
     ]
     for part in PARTS:
         parts.append(f"## {part.title}")
         path = Path(results) / f"{part.name}.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            about = " ".join(filter(None, [machine.sentence(found["machine"]), found["setting"].get("note")]))
             parts += [
                 *part.figures(found),
                 part.limit,
-                f"{about} More: [results/{part.name}.md](results/{part.name}.md).",
+                f"{_about(found)} More: [results/{part.name}.md](results/{part.name}.md).",
             ]
+            for other in found.get("elsewhere", {}).values():  # a picture is of the first alone
+                shown = [one for one in part.figures(other) if not one.startswith("![")]
+                parts += ["On another machine:", *shown, _about(other)]
         else:
             parts += [f"Not measured yet: `make bench`, or `python benchmarks/{part.name}.py`.", part.limit]
     return "\n\n".join(parts) + "\n"
+
+
+def _about(found: Content) -> str:
+    """Where it was measured, and what the one who did says of it."""
+    return " ".join(filter(None, [machine.sentence(found["machine"]), found["setting"].get("note")]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

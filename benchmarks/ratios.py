@@ -8,6 +8,7 @@ threads        a number of threads, for a while
 sha256_of      what identifies texts
 timed, Times   one run by both clocks
 publish        the JSON and the page that is made of it alone
+elsewhere      what the JSON held of other machines
 asked_of       the options that every such script has
 
 A ratio is that of two times of one round, taken one after the other: what else the machine does then slows both. The
@@ -136,10 +137,23 @@ def sha256_of(texts: Sequence[str]) -> str:
 def publish(
     out: Path, name: str, content: dict[str, Any], to_markdown: Callable[[Mapping[str, Any]], str]
 ) -> list[Path]:
-    """Write `<out>/<name>.json`, and the page from what was written."""
+    """Write `<out>/<name>.json`, and the page from what was written; what other machines gave is kept in the JSON."""
     path = Path(out) / f"{name}.json"
-    write_json(path, content)
+    write_json(path, {**content, "elsewhere": elsewhere(path, content["machine"])})
     return write_page(path, to_markdown(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def elsewhere(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds of other machines: the last content of each, by its processor and number of cores."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    kept = {**found.pop("elsewhere", {}), _hardware(found["machine"]): found}
+    return {name: one for name, one in kept.items() if name != _hardware(here)}
+
+
+def _hardware(machine: Mapping[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['cores']} cores"
 
 
 def asked_of(about: str | None, rounds: int = ROUNDS) -> argparse.ArgumentParser:

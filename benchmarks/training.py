@@ -298,7 +298,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         loops_table(content),
         accuracy_sentence(content),
         "## Logistic heads",
-        f"Last layer of {setting['backbone']}, mean, standardised; both within 1e-5 of the lowest loss.",
+        f"Last layer of {setting['backbone']}, mean, standardised, without units that are shut on all "
+        "rows; both within 1e-5 of the lowest loss.",
         heads_table(content["heads"]),
         solvers_sentence(content["heads"]),
     ]

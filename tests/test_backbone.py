@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -903,6 +904,14 @@ def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monk
     assert precision.reported_dtype(torch.device("cpu")) == tiles
     assert precision.choose_dtype("float32", torch.device("cpu")) == torch.float32
     assert precision.choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_figures_name_the_units_that_they_were_made_with(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x", "amx_bf16": True, "bf16": False})
+    monkeypatch.setattr(precision, "Path", lambda _: Path("/nowhere"))
+    assert precision.bfloat16_units() == "amx_bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert precision.bfloat16_units() == ""
 
 
 def test_threads_share_a_backbone():

@@ -194,6 +194,16 @@ def test_the_released_way_is_timed_beside_ours_and_says_what_it_skipped(
     assert "Skipped: no CUDA device." in page and "Skipped: no CUDA device." in capsys.readouterr().out
 
 
+def test_shut_units_are_left_out_on_both_sides_of_a_comparison_of_solvers() -> None:
+    benchmark = script("heads")
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    x = (generator.normal(size=(120, 6)) + labels[:, None] * [2, 1, 0, 0, 0, 0]).astype(np.float32)
+    x[:, 4], x[:, 5] = 1e-33 * labels, 3.0  # a label told by what is rounding; a constant
+    found = benchmark.compared(x, labels, 60, 2, 0)
+    assert found["features"] == 4 and max(found["gaps"].values()) <= benchmark.GAP
+
+
 def test_the_released_way_counts_pads_and_the_check_leaves_them_out() -> None:
     benchmark = script("released")
     source = benchmark.open_sources(
@@ -273,6 +283,23 @@ def test_the_page_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -
     assert "100 rows hold 1.010 times the memory" in page and "Nothing else ran." in page
     assert page.count("Not measured yet") == len(benchmark.PARTS) - 1
     assert all(part.limit in page for part in benchmark.PARTS)
+
+
+def test_figures_of_another_machine_stay_beside_those_of_this_one(tmp_path: Path) -> None:
+    benchmark, publish = script("performance"), script("ratios").publish
+    here = {**machine.describe(), "processor": "Here", "units": "amx_bf16"}
+    for processor, growth in [("Here", 1.5), ("There", 1.02), ("Here", 1.01)]:  # the last of each is kept
+        found = {
+            "setting": {"note": ""},
+            "machine": {**here, "processor": processor},
+            "runs": {"10": {"peak_mb": 100.0, "seconds": 1}, "100": {"peak_mb": 101.0, "seconds": 9}},
+            "growth": growth,
+        }
+        publish(tmp_path, "memory", found, lambda _: "")
+    page = benchmark.page(tmp_path)
+    own, _, other = page.partition("On another machine:")
+    assert "1.010 times" in own and ": Here with amx_bf16, " in own and "There" not in own
+    assert "1.020 times" in other and ": There with amx_bf16, " in other and "Here" not in other and "1.500" not in page
 
 
 class Session:

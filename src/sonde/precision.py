@@ -3,6 +3,7 @@
 choose_device   "auto", "cpu", "cuda", "cuda:1", "mps" -> torch.device
 choose_dtype    "auto", "float32", "bfloat16" -> torch.dtype, from what the hardware reports and a measurement
 reported_dtype  a device -> torch.dtype, from what the hardware reports alone
+bfloat16_units  what the processor multiplies bfloat16 with
 DTYPES          the explicit types by name
 """
 
@@ -73,15 +74,22 @@ def reported_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def bfloat16_units() -> str:
+    """What the processor itself multiplies bfloat16 with, as it calls it: such as `amx_bf16`; or nothing."""
+    return ", ".join(sorted(_reported(_TILES | _UNITS)))
+
+
 def _has(features: frozenset[str]) -> bool:
     """Whether the processor reports one of these features."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        if any(capabilities.get(name) for name in features):
-            return True
+    return bool(_reported(features))
+
+
+def _reported(features: frozenset[str]) -> frozenset[str]:
+    """Those of these features that the processor reports."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     cpuinfo = Path("/proc/cpuinfo")  # older torch; absent elsewhere than on Linux
     words = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.is_file() else set()
-    return bool(words & features)
+    return features & (words | {name for name, there in capabilities.items() if there})
 
 
 @cache

@@ -15,13 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sonde.precision import bfloat16_units
+
 PACKAGES = ("sonde", "torch", "transformers", "scikit-learn", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, versions, date."""
+    """Processor and its units for bfloat16, cores, memory, versions, date."""
     return {
         "processor": _processor(),
+        "units": bfloat16_units(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -34,8 +37,10 @@ def describe() -> dict[str, Any]:
 def sentence(machine: dict[str, Any]) -> str:
     """One line that says where and with what figures were made."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    units = f" with {machine['units']}" if machine.get("units") else ""
     return (
-        f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
+        f"Measured on {machine['date']}: {machine['processor']}{units}, {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, "
         f"{machine['system']}, Python {machine['python']}, {versions}."
     )
 
