@@ -38,7 +38,7 @@ from torch.nn.functional import softplus
 from sonde.errors import warn
 from sonde.learn import accelerated, proximal
 from sonde.learn.problem import Problem
-from sonde.learn.regressions import CONSTANT, moments, varies
+from sonde.learn.regressions import CONSTANT, moments, times_few, varies
 from sonde.learn.splitting import Folds
 
 GRID = (0.1, 0.2, 1.0, 10.0, 100.0)
@@ -326,7 +326,7 @@ class _Problems:
 
     def predict(self, theta: Tensor) -> Tensor:
         raw = theta[:-1] * self.scale  # feature problem
-        return torch.addmm(theta[-1] - (self.mean * raw).sum(dim=0), self.x, raw)  # row problem
+        return times_few(self.x, raw).add_(theta[-1] - (self.mean * raw).sum(dim=0))  # row problem
 
     def loss(self, predictions: Tensor) -> Tensor:
         losses = self.weights * (softplus(predictions) - self.truth * predictions)
@@ -335,7 +335,7 @@ class _Problems:
     def gradient(self, predictions: Tensor) -> Tensor:
         residual = (torch.sigmoid(predictions) - self.truth) * self.weights  # row problem
         total = residual.sum(dim=0)
-        slope = (residual.T.contiguous() @ self.x).T  # feature problem; half the time of x.T @ residual on a processor
+        slope = times_few(self.x.T, residual)  # feature problem
         return self.c * torch.cat([self.scale * (slope - self.mean * total), total[None]])
 
     def curvature(self, predictions: Tensor) -> Tensor:
