@@ -121,7 +121,7 @@ def test_those_that_were_asked_about_fewer_rows_are_judged_on_these() -> None:
 
 
 def test_cells_of_two_machines_and_days_are_told() -> None:
-    here = machine.describe()
+    here = {**machine.describe(), "units": ""}
     days = [{**here, "date": f"2026-01-0{day}"} for day in (3, 1, 2)]
     cells = {f"{name}|8|auto": cell(80, machine=day) for name, day in zip(("r8", "r52", "imdb"), days, strict=True)}
     shown = page({**cells, "sst2|8|auto": cell(70, machine={**here, "processor": "Q", "date": "2026-01-01"})})
