@@ -160,6 +160,32 @@ def test_a_cell_of_a_sampled_set_says_so(data: Path, tmp_path: Path, monkeypatch
     assert shown.count("] (24, 20) |") == 1 and shown.count("] (90, 20) |") == 3, "8 a class; 32, 128 and all"
 
 
+def test_cells_of_other_rows_are_made_again_and_never_compared(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun without a GPU, and gone on with where there is one."""
+    found = {name: Candidate(name, name, words) for name in ("auto", "svm", "lora")}
+    monkeypatch.setattr(comparison, "CANDIDATES", found)
+    monkeypatch.setattr(comparison, "MOST_TEST_ROWS", {"lora": 15})
+    monkeypatch.setattr(comparison, "SHOTS", (8,))
+    monkeypatch.setattr(datasets, "AFFORDABLE", {"r8": (90, 20)})
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cpu"))
+    asked: dict[str, Any] = {"data": data, "models": None, "only": None, "cache": None, "rows": None, "out": tmp_path}
+    shown = comparison.run(**asked)[1].read_text()
+    assert "| `svm` | 0 of 1 | 0 of 1 |" in shown and "| `lora` | " in shown
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cuda"))
+    figures, page = comparison.run(**asked, recipes=["auto"])
+    cells = json.loads(figures.read_text())["cells"]
+    assert {name: cells[f"r8|8|{name}"]["n"] for name in found} == {"auto": 50, "svm": 20, "lora": 15}
+    assert "In how many cells" not in page.read_text(), "nobody else was tested on all rows"
+    figures, page = comparison.run(**asked)
+    cells = json.loads(figures.read_text())["cells"]
+    assert {name: cells[f"r8|8|{name}"]["n"] for name in found} == {"auto": 50, "svm": 50, "lora": 15}
+    assert cells["r8|8|lora"]["test_rows"] == 50 and "| `svm` | 0 of 1 | 0 of 1 |" in page.read_text()
+    monkeypatch.setattr(comparison, "fit_and_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
+    comparison.run(**asked)
+
+
 def test_texts_are_read_before_the_first_fit_and_the_page_is_written_when_it_is_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,11 +370,15 @@ def test_a_run_that_was_broken_off_ends_at_the_same_weights(
     resumed = make(method, epochs=2, resume=tmp_path / "run")
     with stopped_after(16):  # within the second epoch
         resumed.fit(TEXTS, LABELS)
+    seconds = _position(tmp_path / "run")["seconds"]
     assert 0 < steps_of(resumed) < whole.summary_["steps"] == 22
     for name, one in whole.tunable_.trained.items():
         assert torch.equal(one, resumed.tunable_.trained[name]), name
     assert whole.summary_["history"] == resumed.summary_["history"]
+    took = resumed.summary_["training_seconds"]
+    assert 0 < seconds < took < resumed.summary_["seconds"] + seconds
     assert steps_of(resumed) == 0  # it is done
+    assert resumed.summary_["training_seconds"] == took, "of all attempts"
     np.testing.assert_array_equal(whole.predict_proba(NEW_TEXTS), resumed.predict_proba(NEW_TEXTS))
 
 
@@ -419,12 +423,17 @@ def test_a_run_that_was_killed_ends_at_the_same_weights(method: str, tmp_path: P
 
 
 def _step(folder: Path) -> int:
-    """Of the state that stands in the folder; 0 if there is none yet. Opened once ("pt" maps the file a second time, by
-    its name, which by then may be that of the next state)."""
-    if not (folder / "state.safetensors").is_file():
-        return 0
+    """Of the state that stands in the folder; 0 if there is none yet."""
+    return int(_position(folder)["step"]) if (folder / "state.safetensors").is_file() else 0
+
+
+def _position(folder: Path) -> dict[str, Any]:
+    """Of the state that stands in the folder. Opened once ("pt" maps the file a second time, by its name, which by then
+    may be that of the next state)."""
     with safe_open(folder / "state.safetensors", framework="np") as file:
-        return int(json.loads(file.metadata()["position"])["step"])
+        position = json.loads(file.metadata()["position"])
+    assert isinstance(position, dict)
+    return position
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:

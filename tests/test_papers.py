@@ -18,15 +18,22 @@ import tiny
 import torch
 import transformers
 from loopback import Loopback, Reply
+from safetensors import safe_open
 from samples import Run, command, worded
 
-from sonde.bench import curves, datasets, llmembed, llmembed_page, paper, stc, stc_page, tuned
+from sonde.baselines import stepping
+from sonde.bench import curves, datasets, depth, llmembed, llmembed_page, paper, reading, stc, stc_page, tuned
+from sonde.bench.cells import write_json
+from sonde.bench.datasets import DataSet
 from sonde.bench.reading import read_all
-from sonde.bench.tables import unpack
-from sonde.errors import ArgumentError
+from sonde.bench.tables import pack, unpack
+from sonde.errors import ArgumentError, StoreError
 from sonde.learn import mlp
 from sonde.precision import choose_dtype
 from sonde.read import backbone
+from sonde.read.checkpoint import fingerprint
+from sonde.read.location import find_checkpoint
+from sonde.read.store import opened
 
 run = pytest.fixture(command)
 AUTO = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
@@ -146,7 +153,7 @@ def test_a_cell_stands_beside_the_papers_and_is_made_once(
     assert "--prompt-model ID, or --prompt-url URL" in page.read_text()
 
     monkeypatch.setattr(llmembed._Bench, "_fit", lambda *_: pytest.fail("a finished cell was fitted again"))
-    monkeypatch.setattr(llmembed._Bench, "_read", lambda *_: pytest.fail("texts were read again"))
+    monkeypatch.setattr("sonde.bench.reading.read_all", lambda *_: pytest.fail("texts were read again"))
     before = figures.read_text()
     llmembed.run(**settings, **roles, recipes=lines)
     assert figures.read_text() == before
@@ -195,6 +202,17 @@ def test_the_deep_backbone_sees_as_much_as_it_was_trained_for(
     assert done.code == 2 and "--paper has bounds on tokens of its own; leave out --deep-tokens." in done.err
 
 
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_too_few_deep_tokens_are_refused(
+    tokens: int, settings: dict[str, Any], roles: dict[str, str], run: Run
+) -> None:
+    options = (f"--{role}={name}" for role, name in roles.items())
+    done = run("bench", "llmembed", "--data", settings["data"], *options, "--deep-tokens", tokens)
+    assert done.code == 2 and f"--deep-tokens is {tokens}; it must be at least 4, or be left out." in done.err
+    done = run("bench", "depth", "--data", settings["data"], "--deep-tokens", tokens)
+    assert done.code == 2 and "`sonde bench depth` has no use for --deep-tokens" in done.err
+
+
 def test_what_is_done_is_on_the_page_when_a_bench_is_stopped(
     settings: dict[str, Any], roles: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,17 +224,20 @@ def test_what_is_done_is_on_the_page_when_a_bench_is_stopped(
         return read_all(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(llmembed, "read_all", read)
+        patch.setattr(reading, "read_all", read)
         page = llmembed.run(**settings, **roles, recipes=["plm-bert"])[1].read_text()
     cells = cells_of(settings["out"], "llmembed")
     assert cells["r8|reading test|bert"]["failed"] == "The disk is full." and "accuracy" in cells["r8|plm-bert"]
+    assert cells["r8|plm-bert"]["read_within"]
+    assert "- R8, reading test by the backbone in the role of bert: The disk is full." in page
     assert f"{cells['r8|plm-bert']['accuracy']:.4f}".removeprefix("0") in page
     for bench, given in ((llmembed, roles), (stc, {"backbone": roles["bert"]})):
         monkeypatch.setattr(bench._Bench, "_fit" if bench is llmembed else "_measure", stopped)
+        (settings["out"] / "llmembed.md").unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
             bench.run(**settings, **given, recipes=["llmembed-1" if bench is llmembed else "linear"])
-    assert "| 1: last block" in (settings["out"] / "llmembed.md").read_text()
-    assert "## Empty cells" in (settings["out"] / "stc.md").read_text()
+        page = (settings["out"] / f"{bench.__name__.rpartition('.')[2]}.md").read_text()
+        assert "## Empty cells" in page and "not run yet" in page
 
 
 def stopped(*_: Any) -> dict[str, Any]:
@@ -326,6 +347,23 @@ def test_a_mean_of_some_sets_is_none() -> None:
     page = llmembed_page.to_markdown({"setting": {**dict.fromkeys(("deep", "bert", "roberta", "limit")), "paper": True},
                                       "cells": cells})  # fmt: skip
     assert "- R52, not run yet (the same command goes on with them): llmembed-15" in page
+
+
+def test_a_sum_that_lacks_a_part_is_none() -> None:
+    cells = whole_table()
+    cells["r8|reading test|bert"] = {"failed": "The disk is full."}
+    cells["sst2|llmembed-15"]["read_within"] = True
+    lines = {line: ours for line, ours in lines_of(cells).items() if line.startswith("LLMEmbed")}
+    rows = {line: dict(zip(paper.SETS, ours[:10:2], strict=True)) for line, ours in lines.items()}
+    assert rows["LLMEmbed: reading train"]["r8"] == "120.0" and rows["LLMEmbed: reading test"]["r8"] == ""
+    assert rows["LLMEmbed: training"] == {"sst2": "", **dict.fromkeys(paper.SETS[1:], "4")}
+    assert rows["LLMEmbed: reading"]["sst2"] == "~3" and rows["LLMEmbed: reading"]["r8"] == ""
+    for line in ("LLMEmbed: all", "LLMEmbed: dollars for electricity"):
+        assert [name for name in paper.SETS if not rows[line][name]] == ["sst2", "r8"], line
+    setting = {"deep": "d", "bert": "b", "roberta": "r", "paper": False, "limit": None}
+    page = llmembed_page.to_markdown({"setting": setting, "cells": cells})
+    assert "- R8, reading test by the backbone in the role of bert: The disk is full." in page
+    assert "- SST-2, Tables 3 to 5: the store lacked texts of row 15, so that its fit read them" in page
 
 
 @pytest.mark.slow
@@ -443,7 +481,7 @@ def test_checkpoints_are_made_once_and_judged_by_their_own_heads_too(
     own = cells["r8|finetuned|own"]
     assert own["tuning"]["rows"] == own["train_rows"] == 30 and own["tuning"]["of_rows"] == 44
     assert f" --finetuned {tmp_path / 'tuned'} --tune 30 " in own["command"]
-    assert "r8|pretrained|own" not in cells and "own head: 1 cells" not in page
+    assert "r8|pretrained|own" not in cells and "R8, pretrained, own head" not in page
     assert "- R8: 44 training and 16 test rows; the fine-tuned checkpoint was trained on 30\n" in page
     told = own["tuning"]
     row = f"| R8 | fine-tuned | own head | 30 |  |  | {told['parameters']['trained']:,} | {told['seconds']:,.1f} | "
@@ -461,9 +499,298 @@ def test_checkpoints_are_made_once_and_judged_by_their_own_heads_too(
     assert done.code == 2 and "into the folders --finetuned and --lora; give one" in done.err
 
 
-def test_the_page_says_first_where_stc_loses() -> None:
-    from sonde.bench.tables import pack
+def measured(_: Any, found: Any, line: str, train: DataSet, test: DataSet) -> dict[str, Any]:
+    """What `stc._Bench._measure` gives, in round figures: three of four rows are right."""
+    right = np.arange(len(test.texts)) % 4 > 0
+    stages = {"training": stage(2.0, 0.001), "inference_on_all_rows": stage(1.0, 0.001)}
+    return {
+        **{"n": len(right), "accuracy": float(right.mean()), "low": 0.5, "high": 0.9, "macro_f1": 0.7},
+        **{"correct": pack(right), "ece": 0.125, "ece_95": 0.25, "texts_per_second": 70.0, "bytes": 2_000_000},
+        **{"cost": {"stages": stages, "parameters": {"backbone": 7, "trained": 5}}, "train_rows": len(train.texts)},
+        **({"tuning": {}} if line == "own" else {}),
+    }
 
+
+@pytest.fixture
+def quick(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of `sonde bench stc`, whose fits take no time."""
+    monkeypatch.setattr(stc._Bench, "_measure", measured)
+    return {**settings, "backbone": str(tiny.build("bert"))}
+
+
+def headed(folder: Path, labels: list[str]) -> Path:
+    """A tiny checkpoint with a random head for these labels."""
+    config = transformers.BertConfig.from_pretrained(tiny.build("bert"), id2label=dict(enumerate(labels)))
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    tiny.tokenizer_of("bert").save_pretrained(folder)
+    return folder
+
+
+def storied(folder: Path, **more: Any) -> Path:
+    """A checkpoint with a head, and beside it what `tune` would have kept."""
+    headed(folder, ["0", "1", "2"])
+    story = {"backbone": str(tiny.build("bert")), "method": "full", "rows": 30, "of_rows": 44, "seconds": 5.0}
+    told = {**story, "parameters": {"all": 9, "trained": 9}, "fingerprint": fingerprint(folder), **more}
+    tuned.made_with(folder).write_text(json.dumps(told))
+    return folder
+
+
+def test_the_page_holds_what_its_description_promises(quick: dict[str, Any]) -> None:
+    page = stc.run(**quick, recipes=["linear"])[1].read_text()
+    cell = cells_of(quick["out"], "stc")["r8|pretrained|linear"]
+    assert cell["used_rows"] == cell["of_rows"] == {"train": 44, "test": 16} and "read_within" not in cell
+    lines = page.splitlines()
+    assert "| pretrained | last layer |  |  |  |  |  |  | .7500 [.500, .900] (16) |  |  |  |" in lines
+    assert "| pretrained | last layer |  |  |  | .125 (.250) |  |" in lines
+    assert "| R8 | pretrained | last layer | 44 |  |  | 5 | 2.0 | ~1 | 1.0 | 70 | 2.0 |" in lines
+
+
+def test_a_refused_reading_stands_on_the_page_and_fits_that_read_are_marked(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def refuse(*given: Any) -> dict[str, Any]:
+        tried.append(given[-1])
+        raise StoreError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read_all", refuse)
+        page = stc.run(**quick, recipes=["linear", "stc"])[1].read_text()
+    assert tried == ["reading_train", "reading_test"], "once for both lines"
+    places = "R8, pretrained, reading of the training rows; R8, pretrained, reading of the test rows"
+    assert f"- The disk is full.: 2 cells ({places})" in page
+    fit = "| R8 | pretrained | last layer | 44 |  |  | 5 | 2.0* | ~1* | 1.0* | 70 | 2.0 |"
+    assert fit in page and "- R8: 44 training and 16 test rows\n" in page
+    assert "| set | checkpoint | rows | tokens |" not in page
+    monkeypatch.setattr(stc._Bench, "_measure", lambda *_: pytest.fail("a finished cell was fitted again"))
+    page = stc.run(**quick, recipes=["linear"])[1].read_text()
+    assert "The disk is full." not in page and fit in page, "read by now, but not before it was fitted"
+    assert "| set | checkpoint | rows | tokens |" in page
+
+
+@pytest.mark.parametrize("bench", ["llmembed", "stc"])
+def test_what_a_store_has_lost_is_read_before_the_next_fit(
+    bench: str, settings: dict[str, Any], roles: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run was with another cache."""
+    ready: list[int] = []
+
+    def fit(*_: Any) -> dict[str, Any]:
+        ready.append(min((column["rows"] for column in opened(tmp_path / "other").describe()), default=0))
+        return {"failed": "not measured here"}
+
+    monkeypatch.setattr(stc._Bench, "_measure", measured)
+    monkeypatch.setattr(llmembed._Bench, "_fit", lambda *_: {"accuracy": 0.5, "n": 16, "cost": {"parameters": None}})
+    given: dict[str, Any] = roles if bench == "llmembed" else {"backbone": roles["bert"]}
+    run_it, lines = (
+        (llmembed.run, ["llmembed-1", "llmembed-2"]) if bench == "llmembed" else (stc.run, ["linear", "stc-ffn"])
+    )
+    run_it(**settings, **given, recipes=lines[:1])
+    first = cells_of(settings["out"], bench)
+    monkeypatch.setattr(stc._Bench, "_measure", fit)
+    monkeypatch.setattr(llmembed._Bench, "_fit", fit)
+    run_it(**{**settings, "cache": tmp_path / "other"}, **given, recipes=lines)
+    cells = cells_of(settings["out"], bench)
+    assert ready == [60], "one fit is due, and all texts are in the store by then"
+    key = "r8|llmembed-2" if bench == "llmembed" else "r8|pretrained|stc-ffn"
+    assert "read_within" not in cells[key] and {key: cells[key] for key in first} == first
+
+
+def test_a_store_with_a_limit_may_lack_few_rows() -> None:
+    """It never keeps so few."""
+    sources, blocks = stc._wanted(str(tiny.build("bert")))
+    texts, _ = worded(160, seed=5)
+    read_all(texts[:80], sources, blocks, "auto")
+    assert reading.holds(texts[:100], sources, blocks, "auto")
+    assert not reading.holds(texts, sources, blocks, "auto") and not reading.holds(texts[:1], sources, blocks, None)
+
+
+def test_cells_of_other_rows_are_made_again_and_never_compared(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun without a GPU, and gone on with where there is one."""
+    monkeypatch.setattr(datasets, "AFFORDABLE", {"r8": (30, 10)})
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cpu"))
+    page = stc.run(**quick, recipes=["linear", "stc"])[1].read_text()
+    assert "- R8: 30 of 44 training and 10 of 16 test rows\n" in page and "] (10 of 16) |" in page
+    assert "| R8 | pretrained | last layer | 30 of 44 |" in page and "In 0 of 1 pairs" in page
+    monkeypatch.setattr(datasets, "choose_device", lambda _: torch.device("cuda"))
+    page = stc.run(**quick, recipes=["linear"])[1].read_text()
+    cells = cells_of(quick["out"], "stc")
+    assert cells["r8|pretrained|linear"]["n"] == 16 and cells["r8|pretrained|stc"]["n"] == 10
+    assert cells["r8|pretrained|reading test"]["rows"] == 16 and "Nothing to compare yet." in page
+    assert "- R8: 44 or 30 of 44 training and 16 or 10 of 16 test rows\n" in page
+    page = stc.run(**quick, recipes=["linear", "stc"])[1].read_text()
+    assert "In 0 of 1 pairs" in page and "- R8: 44 training and 16 test rows\n" in page
+
+
+def test_figures_of_an_older_version_are_refused_with_a_sentence(quick: dict[str, Any]) -> None:
+    quick["out"].mkdir()
+    setting = {"backbone": quick["backbone"], "limit": None, "loss": depth.LOSS}
+    cells = {"r8|pretrained|linear": {"accuracy": 0.5, "n": 16}}
+    (quick["out"] / "stc.json").write_text(json.dumps({"setting": setting, "cells": cells}))
+    with pytest.raises(ArgumentError, match="holds cells of other backbones, rows or settings"):
+        stc.run(**quick)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_reason_and_not_the_end(quick: dict[str, Any], tmp_path: Path) -> None:
+    half = tmp_path / "tuned" / "r8"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text("{}")
+    cut = headed(tmp_path / "adapted" / "r8", ["0", "1", "2"]) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-7])
+    given = {**quick, "finetuned": half.parent, "lora": cut.parent.parent, "recipes": ["own", "linear"]}
+    for tune in (None, 30):
+        page = stc.run(**given, tune=tune)[1].read_text()
+        cells = cells_of(quick["out"], "stc")
+        assert "is a folder without a tokenizer" in cells["r8|finetuned|linear"]["failed"]
+        assert re.search(r"model.safetensors is cut or damaged \(.*\). Write or", cells["r8|lora|own"]["failed"])
+        assert cells["r8|pretrained|linear"]["accuracy"] == 0.75
+        assert f"- {cells['r8|lora|own']['failed']}: 2 cells (R8, LoRA, own head; R8, LoRA, last layer)" in page
+    (half / "config.json").rename(half / "notes.txt")
+    stc.run(**given, tune=30)
+    assert "exists already; nothing was written" in cells_of(quick["out"], "stc")["r8|finetuned|own"]["failed"]
+
+
+def test_a_backbone_is_looked_for_once(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(name: str) -> Path:
+        asked.append(name)
+        return find_checkpoint(name)
+
+    monkeypatch.setattr(stc, "find_checkpoint", find)
+    shutil.copytree(quick["data"] / "r8", quick["data"] / "r52")
+    stc.run(**{**quick, "only": ["r8", "r52"]}, recipes=["linear", "stc"])
+    assert asked == [quick["backbone"]]
+
+
+def test_own_heads_must_give_the_labels_of_the_rows(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers would all be wrong, and `stc` would win against them."""
+    headed(tmp_path / "tuned" / "r8", ["post", "rail", "weather"])
+    headed(tmp_path / "adapted" / "r8", ["0", "1", "2"])
+    given = {**settings, "backbone": str(tiny.build("bert")), "recipes": ["own"]}
+    stc.run(**given, finetuned=tmp_path / "tuned", lora=tmp_path / "adapted")
+    cells = cells_of(settings["out"], "stc")
+    said = "gives the labels post, rail, weather, but rows have the labels 0, 1, 2. Name them in its config.json"
+    assert f"The head of {tmp_path / 'tuned' / 'r8'} {said}" in cells["r8|finetuned|own"]["failed"]
+    assert cells["r8|lora|own"]["n"] == 16 and cells["r8|lora|own"]["tuning"] == {}
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["0", "1", "2", "3"]])
+def test_a_head_whose_weights_are_not_there_is_refused(labels: list[str], tmp_path: Path) -> None:
+    """Others are mismatched: their first values are random."""
+    folder = headed(tmp_path / "r8", ["0", "1", "2"])
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict(enumerate(labels))
+    (folder / "config.json").write_text(json.dumps({**config, "label2id": {label: int(label) for label in labels}}))
+    with pytest.raises(ArgumentError, match=r"are not those of one: classifier\.bias is absent or of another shape"):
+        tuned.OwnHead(folder)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny.build("bert"), bare)
+    (bare / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ArgumentError, match=r"its weights are not those of one: classifier\.bias is absent"):
+        tuned.OwnHead(bare)
+
+
+def test_what_tune_made_is_not_taken_for_something_else(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storied(tmp_path / "tuned" / "r8")
+    train = DataSet(["a", "b"] * 22, np.array(["0", "1"] * 22))
+    monkeypatch.setattr(tuned, "FineTuning", lambda *_, **__: pytest.fail("a checkpoint was made twice"))
+    tuned.tune(folder, "full", quick["backbone"], train, 30)
+    for method, other, rows, said in (
+        ("lora", quick["backbone"], 30, r"\(method full, not lora\)"),
+        ("full", "elsewhere", 30, r"\(backbone .*, not elsewhere\)"),
+        ("full", quick["backbone"], 50, r"\(rows 30, not 44\)"),
+    ):
+        with pytest.raises(ArgumentError, match=f"was made with another setting {said}. Give --finetuned or --lora"):
+            tuned.tune(folder, method, other, train, rows)
+    with pytest.raises(ArgumentError, match=r"are both .*; checkpoints of the two kinds need a folder each"):
+        stc.run(**quick, finetuned=folder.parent, lora=folder.parent, tune=30)
+    stc.run(**quick, finetuned=folder.parent, tune=20, recipes=["linear"])
+    assert "(rows 30, not 20)" in cells_of(quick["out"], "stc")["r8|finetuned|linear"]["failed"]
+    identity = fingerprint(folder)
+    assert tuned.story_of(folder, identity)["rows"] == 30
+    headed(folder, ["0", "1", "2"])  # a model of one's own in its place, and the file beside it is still there
+    assert fingerprint(folder) != identity and tuned.story_of(folder, fingerprint(folder)) == {}
+    tuned.tune(folder, "lora", "elsewhere", train, 50)  # taken as it is
+    tuned.made_with(folder).write_text("some notes")
+    assert tuned.story_of(folder, identity) == {}
+
+
+def test_checkpoints_are_made_where_a_cell_needs_them_and_once(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(folder: Path, method: str, *_: Any) -> None:
+        asked.append(method)
+        raise ArgumentError("The weights do not fit.")
+
+    monkeypatch.setattr(tuned, "tune", refuse)
+    given = {**quick, "finetuned": tmp_path / "tuned", "lora": tmp_path / "adapted", "tune": 30}
+    page = stc.run(**given, recipes=["own", "linear", "stc"])[1].read_text()
+    assert asked == ["full", "lora"], "not for every line"
+    assert "- The weights do not fit.: 6 cells (" in page
+    for folder in ("tuned", "adapted"):
+        headed(tmp_path / folder / "r8", ["0", "1", "2"])
+    monkeypatch.setattr(tuned, "tune", lambda *_: None)
+    stc.run(**given, recipes=["own", "linear"])
+    cells = cells_of(quick["out"], "stc")
+    assert cells["r8|lora|own"]["n"] == 16
+    shutil.rmtree(tmp_path / "tuned")
+    monkeypatch.setattr(tuned, "tune", refuse)
+    stc.run(**given, recipes=["own", "linear"])
+    assert asked == ["full", "lora"] and cells_of(quick["out"], "stc") == cells, "nothing is missing"
+
+
+def test_a_checkpoint_whose_making_was_killed_has_the_seconds_of_all_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "LEAST_STEPS", 1)
+    texts, labels = worded(44, noise=0.1)
+    asked = (tmp_path / "r8", "full", str(tiny.build("bert")), DataSet(texts, np.array(labels)), 30)
+
+    def attempt() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            tuned.tune(*asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned.FineTuning, "export", stopped)
+        attempt()
+    with safe_open(tmp_path / "r8-state" / "state.safetensors", framework="np") as file:
+        seconds = json.loads(file.metadata()["position"])["seconds"]
+
+    def write(*given: Any) -> None:
+        write_json(*given)
+        stopped()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "write_json", write)
+        attempt()
+    assert {one.name for one in tmp_path.iterdir()} == {"r8.json", "r8-state"}
+    assert json.loads((tmp_path / "r8.json").read_text())["seconds"] == seconds > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned.shutil, "rmtree", removed_but(tmp_path / "r8-state"))
+        attempt()
+    tuned.tune(*asked)
+    assert {one.name for one in tmp_path.iterdir()} == {"r8.json", "r8"}
+    assert tuned.story_of(tmp_path / "r8", fingerprint(tmp_path / "r8"))["seconds"] == seconds
+    assert tuned.OwnHead(tmp_path / "r8").classes_.tolist() == ["post", "rail", "weather"]
+
+
+def removed_but(folder: Path) -> Any:
+    """`shutil.rmtree`, that is stopped at one folder."""
+    remove = shutil.rmtree
+    return lambda path, **options: stopped() if path == folder else remove(path, **options)
+
+
+def test_the_page_says_first_where_stc_loses() -> None:
     def cell(right: np.ndarray) -> dict[str, Any]:
         return {"accuracy": float(right.mean()), "correct": pack(right), "n": len(right)}
 
@@ -476,6 +803,9 @@ def test_the_page_says_first_where_stc_loses() -> None:
     tuned = {"r8|lora|own": cell(last), "r8|lora|stc": cell(own)}
     assert stc_page._losses(tuned).endswith("- R8, LoRA, stc, both: .8500 against 1.0000 of the own head (p 0.031)")
     assert stc_page._losses({}) == "Nothing to compare yet."
+    cells["r8|pretrained|stc"] = {**cell(own), "fingerprint": "of a checkpoint that was there before"}
+    cells["r8|pretrained|stc-ffn"] = cell(last[:20])
+    assert stc_page._losses(cells) == "Nothing to compare yet."
 
 
 # ------------------------------------------------------------ curves

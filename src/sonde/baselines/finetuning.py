@@ -331,6 +331,7 @@ def _story(position: Position) -> dict[str, Any]:
         "epochs": position.epoch,
         "best_epoch": position.best_epoch or position.epoch,
         "steps": position.step,
+        "training_seconds": position.seconds,
         "history": position.history,
     }
 

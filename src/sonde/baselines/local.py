@@ -29,9 +29,8 @@ from sonde.baselines.scoring import left_padded, score_options
 from sonde.errors import ArgumentError, BackboneError
 from sonde.precision import choose_device, choose_dtype
 from sonde.read.backbone import quiet
-from sonde.read.checkpoint import Sentence, fingerprint, read_config
+from sonde.read.checkpoint import fingerprint, read_config
 from sonde.read.location import find_checkpoint
-from sonde.read.sites import Site
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
@@ -126,7 +125,7 @@ class LocalModel:
         template = str(self.tokenizer.chat_template)
         kind = f"chat {hashlib.sha256(template.encode()).hexdigest()[:16]}" if self._chats else "text"
         precision = choose_dtype(self.dtype, choose_device(self.device))
-        mark = fingerprint(self.path, Sentence(Site("main", "hidden", 0), None))
+        mark = fingerprint(self.path)
         return f"transformers {mark} {precision} {kind}"
 
     @property

@@ -139,6 +139,8 @@ class Position:
     """The epoch whose weights are kept; 0 = none yet."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Mean training loss, held-out loss and metric of each epoch that is done."""
+    seconds: float = 0.0
+    """Of all attempts, as far as their work is kept."""
 
 
 def train(tunable: Tunable, task: Task, schedule: Schedule, states: States | None = None) -> Position:
@@ -199,6 +201,7 @@ class _Run:
         self.position, self.best = Position(), dict[str, Tensor]()
         self.saved, self.saving = time.perf_counter(), 0.0
         self._restore()
+        self.began = time.perf_counter() - self.position.seconds
 
     @property
     def over(self) -> bool:
@@ -274,9 +277,10 @@ class _Run:
     # -------------------------------------------------------------- folder
 
     def _save(self) -> None:
+        started = time.perf_counter()
+        self.position.seconds = started - self.began
         if self.states is None:
             return
-        started = time.perf_counter()
         self.states.save(State(asdict(self.position), dict(self._tensors())))
         self.states.forget(but=self.position.best_epoch)
         self.saved = time.perf_counter()

@@ -24,9 +24,8 @@ from sonde.baselines.causal import first_line
 from sonde.errors import ArgumentError, BackboneError, ReadingError
 from sonde.read.backbone import max_positions, quiet
 from sonde.read.batching import TOKEN_BUDGET, collate, plan
-from sonde.read.checkpoint import Sentence, fingerprint
+from sonde.read.checkpoint import fingerprint
 from sonde.read.location import find_checkpoint
-from sonde.read.sites import Site
 from sonde.read.sources import max_tokens_of, view_of
 from sonde.read.truncation import POOLER
 from sonde.read.view import Pieces, View, clean, filler_id, tokenise
@@ -53,6 +52,8 @@ class Tunable:
     """Id that stands in pads; the model's head knows it as such."""
     head: frozenset[str]
     """Names of the parameters outside the backbone, and of those in it that the checkpoint lacks."""
+    absent: frozenset[str]
+    """Names of the parameters that the checkpoint does not hold in this shape: their values are random."""
     device: torch.device
     """Where the model is."""
     precision: torch.dtype
@@ -101,7 +102,7 @@ class Tunable:
     @property
     def fingerprint(self) -> str:
         """Identifies the checkpoint."""
-        return fingerprint(self.path, Sentence(Site("main", "hidden", 0), None))
+        return fingerprint(self.path)
 
 
 def _one_end(ids: list[int], end: int, most: int) -> list[int]:
@@ -158,9 +159,11 @@ def load_tunable(
         if parameter_name in head:
             parameter.data = parameter.data.float()
     view = view_of(name, max_positions(model), bound, long_text)
+    lacking = frozenset(key for key, _ in model.named_parameters() if key in absent)
     return Tunable(
-        model.to(device).eval(), tokenizer, path, view, _agree_on_pads(model, tokenizer), head, device, precision
-    )
+        model.to(device).eval(), tokenizer, path, view, _agree_on_pads(model, tokenizer), head, lacking, device,
+        precision,
+    )  # fmt: skip
 
 
 def _load(name: str, path: Path, settings: dict[str, Any], stored: torch.dtype) -> tuple[Any, Any, set[str]]:

@@ -21,14 +21,13 @@ from sonde.bench.comparison_page import PROMPTED, SHOTS, to_markdown
 from sonde.bench.datasets import DataSet, affordable, chosen, read_split, read_test
 from sonde.bench.few import draw
 from sonde.bench.prompted import TEST_ROWS, TRAIN_ROWS, Prompt, numbered_names
-from sonde.bench.reading import read_all
+from sonde.bench.reading import holds, read_all
 from sonde.bench.tables import pack
 from sonde.errors import choose
 from sonde.learn.splitting import text_keys
 from sonde.plan import BUNDLE
 from sonde.progress import track
-from sonde.read.extract import outstanding
-from sonde.read.sources import expand_blocks, open_sources, open_store
+from sonde.read.sources import expand_blocks, open_sources
 
 BACKBONE = BUNDLE
 DTYPE = "float32"
@@ -102,22 +101,34 @@ def run(
                     cells.content.setdefault("sets", {})[name] = _about(train, test, sizes)
                     pool |= {"knn": nearest(min(NEIGHBOURS, shots or NEIGHBOURS))} if "knn" in pool else {}
                     pool |= _asking(prompt, numbered_names(data, name, train)) if prompt else {}
-                    left = [one for one in names if _lacks(cells, f"{name}|{shots or 'all'}|{one}", made_with.get(one))]
+                    drawn, place = draw(train, shots, setting.seed) if shots else train, f"{name}|{shots or 'all'}"
+                    wanted = {one: {"made_with": made_with.get(one), **_counts(one, drawn, test)} for one in names}
+                    left = [one for one in names if _lacks(cells, f"{place}|{one}", wanted[one])]
                     if any(pool[one].reads for one in left):
                         _read(train.texts + test.texts, setting)
                     for candidate in names:
                         if candidate in left:
-                            cell = _cell(pool[candidate], train, test, sizes, shots, setting)
+                            cell = _cell(pool[candidate], drawn, test, setting)
+                            of = {"all_rows": len(drawn.texts) if shots else sizes[0], "of_test_rows": sizes[1]}
                             told = {"made_with": made_with[candidate]} if candidate in made_with else {}
-                            cells.put(f"{name}|{shots or 'all'}|{candidate}", {**cell, **told})
+                            cells.put(f"{place}|{candidate}", {**cell, **of, **told})
                         advance(1)
     finally:
         written = write_page(cells.path, to_markdown(cells.content), page) if cells.content["cells"] else []
     return written
 
 
-def _lacks(cells: Cells, key: str, made_with: str | None) -> bool:
-    return cells.lacks(key) or cells.content["cells"][key].get("made_with") != made_with
+def _lacks(cells: Cells, key: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a cell is to be made; one by another maker or on other rows is."""
+    return cells.lacks(key) or any(cells.content["cells"][key].get(name) != one for name, one in wanted.items())
+
+
+def _counts(candidate: str, train: DataSet, test: DataSet) -> dict[str, int]:
+    """On how many of these rows a candidate is fitted and tested."""
+    all_train, all_test = len(train.texts), len(test.texts)
+    n = min(MOST_TEST_ROWS.get(candidate, all_test), all_test)
+    few = {"test_rows": all_test} if n < all_test else {}
+    return {"train_rows": min(MOST_ROWS.get(candidate, all_train), all_train), "n": n, **few}
 
 
 def _asking(prompt: Prompt, names: list[str] | None) -> dict[str, Candidate]:
@@ -142,26 +153,17 @@ def _read(texts: Sequence[str], setting: Setting) -> None:
         dict(enumerate(setting.backbones)), max_tokens=None, long_text="cut", dtype=setting.dtype, device="auto"
     )
     blocks = [block for site, how in SITES for block in expand_blocks(0, sources[0], site, how)]
-    store = open_store(setting.cache)
-    if store is None or outstanding(len(texts), sources, blocks, store, texts):
+    if not holds(texts, sources, blocks, setting.cache):
         read_all(texts, sources, blocks, setting.cache)
 
 
-def _cell(
-    candidate: Candidate, train: DataSet, test: DataSet, sizes: tuple[int, ...], shots: int | None, setting: Setting
-) -> dict[str, Any]:
-    """One cell; `train` and `test` may be samples of splits of these sizes."""
-    all_rows, of_test_rows = sizes
-    if shots is not None:
-        train = draw(train, shots, setting.seed)
-        all_rows = len(train.texts)
-    some = train.at(train.sampled(MOST_ROWS.get(candidate.name, len(train.texts)), setting.seed))
-    asked = test.sampled(MOST_TEST_ROWS.get(candidate.name, len(test.texts)), setting.seed)
-    found = fit_and_measure(candidate, _rows(some), _rows(test.at(asked)), setting)
-    told: dict[str, Any] = {"train_rows": len(some.texts), "all_rows": all_rows, "of_test_rows": of_test_rows}
-    if len(asked) < len(test.texts):
-        told |= {"asked": pack(np.isin(np.arange(len(test.texts)), asked)), "test_rows": len(test.texts)}
-    return {**found, **told, "machine": machine.describe()}
+def _cell(candidate: Candidate, train: DataSet, test: DataSet, setting: Setting) -> dict[str, Any]:
+    """One cell, with the rows that it is of."""
+    counts = _counts(candidate.name, train, test)
+    some, asked = train.sampled(counts["train_rows"], setting.seed), test.sampled(counts["n"], setting.seed)
+    found = fit_and_measure(candidate, _rows(train.at(some)), _rows(test.at(asked)), setting)
+    bits = {"asked": pack(np.isin(np.arange(len(test.texts)), asked))} if "test_rows" in counts else {}
+    return {**counts, **found, **bits, "machine": machine.describe()}
 
 
 def _rows(split: DataSet) -> Rows:

@@ -113,10 +113,13 @@ def _losses_with(done: Done, shots: int | None) -> Iterator[str]:
 
 
 def _pairs(done: Done) -> Iterator[tuple[str, str, Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]]:
-    """Candidate, set, and which of the rows that it was asked about the default and it have right."""
+    """Candidate, set, and which of the rows that it was asked about the default and it have right.
+
+    Where one of them was tested on a sample that the other was not, they cannot be compared.
+    """
     for (candidate, name), cell in done.items():
         own = done.get((DEFAULT, name))
-        if own is None or candidate == DEFAULT:
+        if own is None or candidate == DEFAULT or cell.get("test_rows", cell["n"]) != own["n"]:
             continue
         mine, other = bits(own), bits(cell)
         if "asked" in cell:

@@ -12,7 +12,7 @@ is tried again.
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +20,21 @@ from typing import TYPE_CHECKING, Any
 from sonde.bench import machine
 from sonde.bench.cells import Cells, attempted, opened, write_page
 from sonde.bench.datasets import DataSet, of_papers, read_split
-from sonde.bench.llmembed_page import figure_3, to_markdown
+from sonde.bench.llmembed_page import ROLES, figure_3, to_markdown
 from sonde.bench.paper import ENCODER_TOKENS, MAX_TOKENS
-from sonde.bench.reading import read_all
+from sonde.bench.reading import Wanted, into_store
 from sonde.bench.tables import pack
 from sonde.classifier import TextClassifier
 from sonde.cost import Meter, parameters_of
 from sonde.errors import ArgumentError, SondeWarning, choose
 from sonde.progress import track
 from sonde.read.backbone import load_backbone
-from sonde.read.sources import expand_blocks, open_sources, open_store
+from sonde.read.sources import MIN_TOKENS, expand_blocks, open_sources, open_store
 from sonde.tables import write_atomically
 
 if TYPE_CHECKING:
     from sonde.bench.prompted import Prompt
 
-ROLES = ("deep", "bert", "roberta")
 SITES = {"deep": ("hidden.1:", "mean"), "bert": ("sentence", ""), "roberta": ("sentence", "")}
 """What is read of each role, for all lines together."""
 
@@ -111,21 +110,24 @@ def run(
     paper : bool
         Heads in the paper's setting, and its bounds on tokens as far as the backbones have positions.
     deep_tokens : int, optional
-        Most tokens of a text for the deep backbone; by default as many as it has positions. Not with `paper`.
+        Most tokens of a text for the deep backbone; by default as many as it has positions, at most 512. Not with
+        `paper`.
 
     Raises
     ------
     ArgumentError
-        If a role is empty, a line unknown, there is no store, two options contradict each other, or the folder holds
-        cells of another setting.
+        If a role is empty, a line unknown, `deep_tokens` too few, there is no store, two options contradict each other,
+        or the folder holds cells of another setting.
     """
     backbones = _backbones(deep, bert, roberta)
     lines = [choose("The line", name, LINES) for name in recipes or LINES]
     prompt = _prompt(prompt_model, prompt_url, backbones, cache, budget_tokens)
     if open_store(cache) is None:
         raise ArgumentError("`sonde bench llmembed` needs a store, so that texts are read once; leave out --no-cache.")
-    if paper and deep_tokens:
+    if paper and deep_tokens is not None:
         raise ArgumentError("--paper has bounds on tokens of its own; leave out --deep-tokens.")
+    if deep_tokens is not None and deep_tokens < MIN_TOKENS:
+        raise ArgumentError(f"--deep-tokens is {deep_tokens}; it must be at least {MIN_TOKENS}, or be left out.")
     setting = {**asdict(backbones), "paper": paper, "deep_tokens": deep_tokens, "limit": rows, "seed": SEED}
     cells = opened(Path(out) / "llmembed.json", setting)
     bench = _Bench(Path(data), backbones, paper, deep_tokens, rows, cache, prompt, cells)
@@ -186,6 +188,8 @@ class _Bench:
     cache: Any
     prompt: "Prompt | None"
     cells: Cells
+    unstored: set[tuple[str, str]] = field(default_factory=set)
+    """Set and role whose texts the store does not take."""
 
     def fill(self, name: str, line: str, train: DataSet, test: DataSet) -> None:
         """One cell of Table 2, with the readings that it needs."""
@@ -194,13 +198,11 @@ class _Bench:
                 found = self.prompt.measure(line, self.data, name, train, test)
                 self._put(f"{name}|{line}", name, line, found)
             return
-        for role in self.backbones.of(line):
-            for split, rows in zip(STAGES, (train, test), strict=True):
-                if not self._has(f"{name}|reading {split}|{role}"):
-                    found = attempted(partial(self._read, name, split, role, rows))
-                    self._put(f"{name}|reading {split}|{role}", name, ALONE[role], found)
-        if not self._has(f"{name}|{line}"):
-            self._put(f"{name}|{line}", name, line, attempted(lambda: self._fit(name, line, train, test)))
+        due, splits = not self._has(f"{name}|{line}"), dict(zip(STAGES, (train, test), strict=True))
+        stored = [self._stored(name, role, splits, due) for role in self.backbones.of(line)]
+        if due:
+            found = attempted(lambda: self._fit(name, line, train, test))
+            self._put(f"{name}|{line}", name, line, found if all(stored) else {**found, "read_within": True})
 
     def _has(self, key: str, prompt: str | None = None) -> bool:
         """Whether a cell is finished, with this language model if one is asked."""
@@ -225,12 +227,25 @@ class _Bench:
             found.append(min(wanted, load_backbone(backbone).max_positions or wanted))
         return tuple(found)
 
-    def _read(self, name: str, split: str, role: str, rows: DataSet) -> dict[str, Any]:
-        """Read everything that the lines need of one role, timed; what a store held before costs nothing."""
+    def _stored(self, name: str, role: str, splits: Mapping[str, DataSet], due: bool) -> bool:
+        """Read what the lines need of a role; whether the store holds it. What it refuses is not tried twice."""
+
+        def put(split: str, cell: dict[str, Any]) -> None:
+            self._put(f"{name}|reading {split}|{role}", name, ALONE[role], cell)
+
+        if (name, role) in self.unstored:
+            return False
+        texts = {split: rows.texts for split, rows in splits.items()}
+        new = [split for split in texts if not self._has(f"{name}|reading {split}|{role}")]
+        if not into_store(texts, partial(self._wanted, name, role), self.cache, put, new=new, due=due):
+            self.unstored.add((name, role))
+        return (name, role) not in self.unstored
+
+    def _wanted(self, name: str, role: str) -> Wanted:
+        """Everything that the lines need of one role."""
         model, (bound,) = self.backbones.names([role])[0], self.bounds(name, [role])
         sources = open_sources({0: model}, max_tokens=(bound,), long_text="cut", dtype="auto", device="auto")
-        blocks = expand_blocks(0, sources[0], *SITES[role])[-5:]  # the last five of the deep one
-        return read_all(rows.texts, sources, blocks, self.cache, f"reading_{split}")
+        return sources, expand_blocks(0, sources[0], *SITES[role])[-5:]  # the last five of the deep one
 
     def _fit(self, name: str, line: str, train: DataSet, test: DataSet) -> dict[str, Any]:
         roles, meter = self.backbones.of(line), Meter()

@@ -23,6 +23,8 @@ Row = tuple[str, Mapping[str, str], Sequence[str], str, str]
 
 WHOLE = "llmembed-15"
 """The line that Tables 3 to 5 and Figure 3 are about."""
+ROLES = ("deep", "bert", "roberta")
+"""What it reads."""
 
 THEIRS = {
     "plm-bert": ("PLM", "BERT-large"),
@@ -82,9 +84,10 @@ def to_markdown(content: Content) -> str:
 
 _MARKS = (
     "Of row 15, all three backbones. *: part of it came from the store or from the file of answers, so these seconds "
-    "say too little. Training and inference include reading activations back from the store; training includes the "
-    "choice of learning rate and epochs. The paper's seconds are of an A100-40G and whole sets, its training of 50 "
-    "epochs; CARP's with LLaMA2-7B, on whole sets, ours on few rows."
+    "say too little. Training and inference include reading activations back from the store; where it did not hold "
+    "them they are left out, and so is every sum that lacks a part. Training includes the choice of learning rate and "
+    "epochs. The paper's seconds are of an A100-40G and whole sets, its training of 50 epochs; CARP's with LLaMA2-7B, "
+    "on whole sets, ours on few rows."
 )
 
 
@@ -184,8 +187,8 @@ def _kwh(stages: Sequence[Stage]) -> float | None:
 
 def _embedding(cells: Content, measure: Any, number: int) -> Iterator[Row]:
     """The stages of row 15."""
-    readings = {part: {n: _readings(cells, n, part) for n in _done(cells, WHOLE)} for part in ("train", "test")}
-    fits = {name: cell["cost"]["stages"] for name, cell in _done(cells, WHOLE).items()}
+    readings = {part: _readings(cells, part) for part in ("train", "test")}
+    fits = {name: cell["cost"]["stages"] for name, cell in _done(cells, WHOLE).items() if not cell.get("read_within")}
     stored = {
         part: {n for n, found in by_set.items() if any(one["stored_share"] > 0 for one in found)}
         for part, by_set in readings.items()
@@ -194,8 +197,8 @@ def _embedding(cells: Content, measure: Any, number: int) -> Iterator[Row]:
         part: {n: [one["cost"]["stages"][f"reading_{part}"] for one in found] for n, found in by_set.items()}
         for part, by_set in readings.items()
     }
-    training, inference = ({n: [stages[one] for n_, stages in fits.items() if n_ == n] for n in fits}
-                           for one in ("training", "inference"))  # fmt: skip
+    training, inference = ({n: [stages[one]] for n, stages in fits.items()} for one in ("training", "inference"))
+    both = {n: found + parts["test"][n] for n, found in parts["train"].items() if n in parts["test"]}
     either = stored["train"] | stored["test"]
     if number == 3:
         yield _row("LLMEmbed", "reading train", parts["train"], measure, number, stored["train"])
@@ -203,17 +206,21 @@ def _embedding(cells: Content, measure: Any, number: int) -> Iterator[Row]:
         yield _row("LLMEmbed", "training", training, measure, number)
         yield _row("LLMEmbed", "inference", inference, measure, number)
     else:
-        both = {n: parts["train"][n] + parts["test"][n] for n in fits}
         yield _row("LLMEmbed", "reading", both, measure, number, either)
         heads = {n: training[n] + inference[n] for n in fits}
         yield _row("LLMEmbed", "training and inference", heads, measure, number)
-    every = {n: parts["train"][n] + parts["test"][n] + training[n] + inference[n] for n in fits}
+    every = {n: found + training[n] + inference[n] for n, found in both.items() if n in fits}
     yield _row("LLMEmbed", "all", every, measure, number, either)
 
 
-def _readings(cells: Content, name: str, split: str) -> list[Mapping[str, Any]]:
-    found = (_cell(cells, name, f"reading {split}|{role}") for role in ("deep", "bert", "roberta"))
-    return [cell for cell in found if cell is not None]
+def _readings(cells: Content, part: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Set -> the readings of one split by all three backbones, of sets that have row 15; where one is missing, none."""
+    found = {}
+    for name in _done(cells, WHOLE):
+        own = [cell for role in ROLES if (cell := _cell(cells, name, f"reading {part}|{role}"))]
+        if len(own) == len(ROLES):
+            found[name] = own
+    return found
 
 
 def _prompting(cells: Content, measure: Any, number: int) -> Iterator[Row]:
@@ -285,16 +292,16 @@ def _budget(cells: Content) -> Iterator[Row]:
         yield f"CARP: {what}", {name: f"{one:,}" for name, one in tokens.items()}, theirs, "", ""
     spent = {name: sum(stage["usd_tokens"] for stage in stages.values()) for name, stages in carp.items()}
     yield _dollars("CARP", "dollars for tokens", spent)
-    bills = {}
+    train, test = (_readings(cells, part) for part in ("train", "test"))
+    bills: dict[str, float] = {}
+    stored = set()
     for name, cell in _done(cells, WHOLE).items():
-        stages = [stage for one in (cell, *_both_readings(cells, name)) for stage in one["cost"]["stages"].values()]
-        bills[name] = sum(stage["usd_electricity"] or 0.0 for stage in stages)
-    stored = {name for name in bills if any(one["stored_share"] > 0 for one in _both_readings(cells, name))}
+        readings = train.get(name, []) + test.get(name, [])
+        dollars = [stage["usd_electricity"] for one in (cell, *readings) for stage in one["cost"]["stages"].values()]
+        if name in train and name in test and not cell.get("read_within") and None not in dollars:
+            bills[name] = sum(dollars)
+            stored |= {name} if any(one["stored_share"] > 0 for one in readings) else set()
     yield _dollars("LLMEmbed", "dollars for electricity", bills, stored)
-
-
-def _both_readings(cells: Content, name: str) -> list[Any]:
-    return [*_readings(cells, name, "train"), *_readings(cells, name, "test")]
 
 
 def _tokens(stage: Stage) -> int:
@@ -347,8 +354,14 @@ def _figure(cells: Content) -> str:
 
 
 def _reasons(content: Content) -> Iterator[str]:
-    """Why cells of Table 2 are empty, a line for each kind."""
+    """Why cells are empty, a line for each kind."""
     cells = content["cells"]
+    for key, cell in cells.items():
+        name, line, *role = key.split("|")
+        if role and "failed" in cell:
+            yield f"{TITLES[name]}, {line} by the backbone in the role of {role[0]}: {cell['failed']}"
+        if line == WHOLE and cell.get("read_within"):
+            yield f"{TITLES[name]}, Tables 3 to 5: the store lacked texts of row 15, so that its fit read them"
     unreached: dict[str, list[str]] = {}
     for line in THEIRS:
         for name in SETS:

@@ -1,6 +1,6 @@
 """The page of Sparsify-then-Classify's tables: last layer against stc, from the JSON alone.
 
-to_markdown   accuracy, macro F1, cost, depth, where stc loses, empty cells with their reasons, commands
+to_markdown   accuracy, macro F1, calibration, cost, depth, where stc loses, empty cells with reasons, commands
 curves        accuracy against depth, an SVG a set
 """
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from sonde.bench import machine
 from sonde.bench.cells import share, table
+from sonde.bench.compare import CHANCE, bits, figure
 from sonde.bench.curves import Line, draw
 from sonde.bench.datasets import TITLES
 from sonde.bench.paper import SETS, STC_CLAIMS, STC_FIGURES
-from sonde.bench.tables import unpack
 from sonde.learn import metrics
 
 Content = Mapping[str, Any]
@@ -27,8 +27,7 @@ NAMES = {
     "stc": "stc, both",
 }
 DEPTHS = {"depth-hidden": "hidden", "depth-ffn": "feed-forward"}
-CHANCE = 0.05
-"""A difference whose p value is larger may be chance."""
+SPLITS = {"train": "training", "test": "test"}
 
 
 def to_markdown(content: Content) -> str:
@@ -41,15 +40,17 @@ def to_markdown(content: Content) -> str:
         *machine.sentences(cells.values()),
         f"{trial}Pretrained: {setting['backbone']}. *Own head* is the classification head that a checkpoint was "
         "fine-tuned with; *last layer* is a logistic regression on the mean of the last hidden layer; *stc* takes the "
-        "neurons that matter of every layer. One seed. Test rows in brackets (SST-2: both test splits).",
-        _sizes(content.get("sets", {}), cells),
+        "neurons that matter of every layer. One seed.",
+        _sizes(cells),
         f"The paper (arXiv 2311.15983) claims: {'; '.join(STC_CLAIMS)}.",
         "## Where stc loses",
         _losses(cells),
         "## Accuracy",
+        "With its 95% interval; in brackets the test rows (SST-2: both test splits).",
         _scores(cells, "accuracy"),
         "## Macro F1",
         _scores(cells, "macro_f1"),
+        *_calibration(cells),
         "## What it takes",
         _readings(cells),
         _costs(cells),
@@ -82,13 +83,41 @@ def _scores(cells: Content, metric: str) -> str:
             row = [shown, title]
             for name in SETS:
                 cell, theirs = _cell(cells, name, kind, line), STC_FIGURES.get((metric, kind, line, name))
-                row += [f"{_figure(cell[metric])} ({cell['n']:,})" if cell else "", _figure(theirs)]
+                row += [_score(cell, metric) if cell else "", _figure(theirs)]
             rows.append(row)
     return table(heads, rows)
 
 
+def _score(cell: Content, metric: str) -> str:
+    interval = f" [{figure(cell['low'])}, {figure(cell['high'])}]" if metric == "accuracy" else ""
+    return f"{_figure(cell[metric])}{interval} ({_rows(cell, 'test')})"
+
+
+def _rows(cell: Content, split: str) -> str:
+    return share(cell["used_rows"][split], cell["of_rows"][split])
+
+
 def _figure(score: float | None) -> str:
     return "" if score is None else f"{score:.4f}".removeprefix("0")
+
+
+def _calibration(cells: Content) -> Iterator[str]:
+    """A row a checkpoint and line."""
+    rows = []
+    for kind, shown in KINDS.items():
+        for line, title in NAMES.items():
+            found = [_cell(cells, name, kind, line) for name in SETS]
+            errors = ["" if not one or one["ece"] is None else f"{figure(one['ece'])} ({figure(one['ece_95'])})"
+                      for one in found]  # fmt: skip
+            if any(errors):
+                rows.append([shown, title, *errors])
+    if rows:
+        yield "## Calibration"
+        yield (
+            "Expected calibration error; in brackets what probabilities without any error stay below in 95 of 100 such "
+            "test sets. An own head has no temperature:"
+        )
+        yield table(["checkpoint", "line", *(TITLES[name] for name in SETS)], rows)
 
 
 RIVALS = ("linear", OWN)
@@ -103,8 +132,10 @@ def _losses(cells: Content) -> str:
             own, other = _cell(cells, name, kind, line), _cell(cells, name, kind, rival)
             if line in RIVALS or own is None or other is None:
                 continue
+            if any(own.get(key) != other.get(key) for key in ("n", "fingerprint")):
+                continue  # of other test rows, or of a checkpoint that was there before
             pairs += 1
-            p = metrics.mcnemar(unpack(own["correct"], own["n"]), unpack(other["correct"], other["n"]))
+            p = metrics.mcnemar(bits(own), bits(other))
             if own["accuracy"] < other["accuracy"] and p < CHANCE:
                 lines.append(
                     f"- {TITLES[name]}, {KINDS[kind]}, {NAMES[line]}: {_figure(own['accuracy'])} against "
@@ -126,25 +157,22 @@ def _keys() -> Iterator[tuple[str, str, str]]:
     return ((name, kind, line) for name in SETS for kind in KINDS for line in NAMES if not _never(kind, line))
 
 
-def _sizes(sets: Content, cells: Content) -> str:
+def _sizes(cells: Content) -> str:
     """Training and test rows of each set, of how many, and on how many of them each checkpoint was fine-tuned."""
     lines = []
     for name in SETS:
-        used: dict[str, int] = {}
-        for kind in KINDS:
-            found = {split: _cell(cells, name, kind, f"reading {split}") for split in ("train", "test")}
-            used |= {split: cell["rows"] for split, cell in found.items() if cell}
-        if name not in sets or used.keys() != sets[name].keys():
-            continue
-        counts = {split: share(n, sets[name][split]) for split, n in used.items()}
+        own = [cell for key, cell in cells.items() if key.startswith(f"{name}|") and "failed" not in cell]
+        counts = {
+            split: dict.fromkeys(_rows(cell, split) for cell in own if split in cell["used_rows"]) for split in SPLITS
+        }
+        used = [f"{' or '.join(counts[split])} {shown}" for split, shown in SPLITS.items() if counts[split]]
         tuned = [
             f"the {shown} checkpoint was trained on {cell['tuning']['rows']:,}"
             for kind, shown in KINDS.items()
             if (cell := _cell(cells, name, kind, OWN)) and cell["tuning"]
         ]
-        lines.append(
-            "; ".join([f"- {TITLES[name]}: {counts['train']} training and {counts['test']} test rows", *tuned])
-        )
+        if used:
+            lines.append("; ".join([f"- {TITLES[name]}: {' and '.join(used)} rows", *tuned]))
     return "Rows (a part of them is a seeded sample of every class):\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -154,8 +182,8 @@ def _readings(cells: Content) -> str:
     rows = []
     for name in SETS:
         for kind, shown in KINDS.items():
-            found = [cell for split in ("train", "test") if (cell := _cell(cells, name, kind, f"reading {split}"))]
-            if not found:
+            found = [cell for split in SPLITS if (cell := _cell(cells, name, kind, f"reading {split}"))]
+            if len(found) < len(SPLITS):
                 continue
             count, costs = sum(cell["rows"] for cell in found), [cell["cost"]["total"] for cell in found]
             seconds, star = sum(one["seconds"] for one in costs), "*" if any(c["stored_share"] for c in found) else ""
@@ -183,43 +211,61 @@ def _wh(energies: list[Mapping[str, Any] | None]) -> str:
 
 def _costs(cells: Content) -> str:
     heads = ("set", "checkpoint", "line", "training rows", "neurons", "layers", "trained", "training s",
-             "texts a second", "Wh of the training")  # fmt: skip
+             "Wh of the training", "inference s", "texts a second", "MB")  # fmt: skip
     rows = []
     for name, kind, line in _keys():
         cell = _cell(cells, name, kind, line)
         if cell is None:
             continue
-        told = _trained(cell)
+        counts, (trained, *training) = _training_rows(cell), _trained(cell)
         rows.append([
-            TITLES[name], KINDS[kind], NAMES[line], *told[:1], cell.get("neurons", ""), cell.get("layers", ""),
-            *told[1:3], f"{cell['texts_per_second']:,.0f}", *told[3:],
+            TITLES[name], KINDS[kind], NAMES[line], counts, cell.get("neurons", ""), cell.get("layers", ""), trained,
+            *training, f"{cell['cost']['stages']['inference_on_all_rows']['seconds']:,.1f}{_star(cell)}",
+            f"{cell['texts_per_second']:,.0f}", "" if cell["bytes"] is None else f"{cell['bytes'] / 1e6:.1f}",
         ])  # fmt: skip
     if not rows:
         return "Nothing measured yet."
     note = (
-        "Training takes activations from the store; an own head was trained with its backbone, reading included. Texts "
-        "a second: some test rows, read anew, as deep as the line needs (*layers*). ~: estimated, seconds times stated "
-        "watts.\n\n"
+        "Training and inference on all test rows take activations from the store; an own head was trained with its "
+        "backbone, and reads. *: the store did not hold them, so they were read meanwhile. Texts a second: some test "
+        "rows, read anew, as deep as the line needs (*layers*). MB: what is saved, without the backbone. ~: estimated, "
+        "seconds times stated watts.\n\n"
     )
     return note + table(heads, rows)
 
 
-def _trained(cell: Mapping[str, Any]) -> list[str]:
-    """Training rows, trained parameters, seconds, watt hours; of a head from elsewhere nothing is known."""
+def _star(cell: Content) -> str:
+    return "*" if cell.get("read_within") else ""
+
+
+def _training_rows(cell: Content) -> str:
+    """Of a head from elsewhere they are not known."""
+    if "tuning" not in cell:
+        return _rows(cell, "train")
+    return f"{cell['tuning']['rows']:,}" if cell["tuning"] else ""
+
+
+def _trained(cell: Content) -> tuple[str, str, str]:
+    """Trained parameters, seconds, watt hours; of a head from elsewhere nothing is known."""
     if "tuning" not in cell:
         stage = cell["cost"]["stages"]["training"]
-        counts = f"{cell['train_rows']:,}", f"{cell['cost']['parameters']['trained']:,}"
-        return [*counts, f"{stage['seconds']:,.1f}", _wh([stage["energy"]])]
+        watt_hours = _wh([stage["energy"]])
+        star = _star(cell)
+        return (
+            f"{cell['cost']['parameters']['trained']:,}",
+            f"{stage['seconds']:,.1f}{star}",
+            f"{watt_hours}{star}" if watt_hours else "",
+        )
     story = cell["tuning"]
     if not story:
-        return ["", "", "", ""]
-    return [f"{story['rows']:,}", f"{story['parameters']['trained']:,}", f"{story['seconds']:,.1f}", ""]
+        return "", "", ""
+    return f"{story['parameters']['trained']:,}", f"{story['seconds']:,.1f}", ""
 
 
 def _depths(cells: Content, loss: float) -> str:
     parts = []
     for name in SETS:
-        rows: list[tuple[str, str, dict[int, float], str]] = []
+        rows: list[tuple[list[str], dict[int, float], str]] = []
         depths: list[int] = []
         for kind, shown in KINDS.items():
             for line, title in DEPTHS.items():
@@ -228,13 +274,12 @@ def _depths(cells: Content, loss: float) -> str:
                     depths = max(depths, cell["depths"], key=len)
                     by_depth = dict(zip(cell["depths"], cell["test"], strict=True))
                     enough = f"{cell['enough']['depth']} ({_figure(cell['enough']['test'])})"
-                    rows.append((shown, title, by_depth, enough))
+                    rows.append(([shown, title, _rows(cell, "test")], by_depth, enough))
         if rows:
-            lines = [
-                [shown, title, *(_figure(found.get(k)) for k in depths), enough] for shown, title, found, enough in rows
-            ]
+            heads = ["checkpoint", "neurons", "test rows", *map(str, depths), "enough"]
+            lines = [[*first, *(_figure(found.get(k)) for k in depths), enough] for first, found, enough in rows]
             picture = f"![Accuracy against depth on {TITLES[name]}](stc-depth-{name}.svg)"
-            parts += [f"{TITLES[name]}:", table(["checkpoint", "neurons", *map(str, depths), "enough"], lines), picture]
+            parts += [f"{TITLES[name]}:", table(heads, lines), picture]
     if not parts:
         return "Not measured yet."
     note = (
@@ -279,6 +324,10 @@ def _reasons(cells: Content) -> Iterator[str]:
                     )
                 elif "failed" in cell:
                     alike.setdefault(cell["failed"], []).append(f"{TITLES[name]}, {shown}, {title}")
+            for split, rows in SPLITS.items():
+                if "failed" in (cell := cells.get(f"{name}|{kind}|reading {split}", {})):
+                    place = f"{TITLES[name]}, {shown}, reading of the {rows} rows"
+                    alike.setdefault(cell["failed"], []).append(place)
     for reason, places in alike.items():
         yield f"{reason}: {len(places)} cells ({'; '.join(places[:2])}{'; ...' if len(places) > 2 else ''})"
     if not STC_FIGURES:

@@ -1,11 +1,13 @@
 """Checkpoints that were fine-tuned on a data set: made, and judged by their own heads.
 
 tune       fine-tune a backbone on training rows, and export it
+story_of   what `tune` kept of a checkpoint
 OwnHead    the classification head that a checkpoint holds, as a classifier
 """
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,21 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
 from sonde.baselines.finetuning import FineTuning
-from sonde.baselines.tunable import load_tunable
+from sonde.baselines.tunable import free_folder, load_tunable
 from sonde.bench.cells import write_json
 from sonde.bench.datasets import DataSet
-from sonde.bench.machine import Stopwatch
 from sonde.errors import ArgumentError
 from sonde.inputs import as_texts
 from sonde.learn.calibration import decide
 from sonde.precision import choose_device, choose_dtype
-from sonde.read.checkpoint import read_config
+from sonde.read.checkpoint import fingerprint, read_config
+from sonde.read.location import find_checkpoint
 
 EPOCHS = 3
 """At most; Devlin et al. 2019, A.3 found two to four to be right."""
 HEADED = "ForSequenceClassification"
+LISTED = 10
+"""Labels that a sentence names; some sets have fifty."""
 
 
 def tune(folder: Path, method: str, backbone: str, train: DataSet, rows: int) -> None:
@@ -44,19 +48,47 @@ def tune(folder: Path, method: str, backbone: str, train: DataSet, rows: int) ->
         Hub id or folder.
     train : DataSet
     rows : int
+
+    Raises
+    ------
+    ArgumentError
+        If the folder holds what `tune` made of another backbone, by another method or on another number of rows, or
+        something else that is no checkpoint.
+    SondeError
+        What `FineTuning` raises; a `BackboneError` if the checkpoint in the folder is damaged.
     """
-    if (folder / "config.json").is_file():
-        return
-    some = train.at(train.sampled(rows))
     state = folder.with_name(f"{folder.name}-state")
-    classifier, watch = FineTuning(backbone, method, epochs=EPOCHS, resume=state), Stopwatch()
-    classifier.fit(some.texts, some.labels)
+    asked = {"backbone": backbone, "method": method, "rows": min(rows, len(train.texts))}
+    if (folder / "config.json").is_file():
+        story = story_of(folder, fingerprint(find_checkpoint(str(folder))))
+        if story:
+            _refuse_another(folder, story, asked)
+            shutil.rmtree(state, ignore_errors=True)  # of a run that was killed when all was done
+        return
+    free_folder(folder)  # it would be refused in the end
+    some = train.at(train.sampled(rows))
+    classifier = FineTuning(backbone, method, epochs=EPOCHS, resume=state).fit(some.texts, some.labels)
     kept = ("epochs", "best_epoch", "parameters", "precision", "learning_rate", "held_out_rows")
     told = {name: classifier.summary_[name] for name in kept}
-    about = {"backbone": backbone, "method": method, "rows": len(some.texts), "of_rows": len(train.texts)}
-    write_json(made_with(folder), {**about, **told, **watch.read()})
-    classifier.export(folder)
+    told["seconds"] = classifier.summary_["training_seconds"]  # of all attempts
+    fresh = state / "exported"
+    shutil.rmtree(fresh, ignore_errors=True)
+    classifier.export(fresh)
+    # The story first: a checkpoint in its place has one.
+    write_json(made_with(folder), {**asked, "of_rows": len(train.texts), **told, "fingerprint": fingerprint(fresh)})
+    if folder.exists():
+        folder.rmdir()  # empty
+    fresh.rename(folder)
     shutil.rmtree(state)
+
+
+def _refuse_another(folder: Path, story: dict[str, Any], asked: dict[str, Any]) -> None:
+    others = [f"{name} {story.get(name)}, not {one}" for name, one in asked.items() if story.get(name) != one]
+    if others:
+        raise ArgumentError(
+            f"{folder} holds a checkpoint that was made with another setting ({'; '.join(others)}). Give --finetuned "
+            f"or --lora another folder, or delete this one and {made_with(folder).name} beside it."
+        )
 
 
 def made_with(folder: Path) -> Path:
@@ -64,10 +96,13 @@ def made_with(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def story_of(folder: Path) -> dict[str, Any]:
-    """What `tune` kept of a checkpoint; empty if it came from elsewhere."""
-    path = made_with(folder)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def story_of(folder: Path, identity: str) -> dict[str, Any]:
+    """What `tune` kept of the checkpoint of this fingerprint; empty if it came from elsewhere."""
+    try:
+        story = json.loads(made_with(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it is somebody else's file
+        return {}
+    return story if isinstance(story, dict) and story.get("fingerprint") == identity else {}
 
 
 class OwnHead(BaseEstimator):  # type: ignore[misc]
@@ -81,7 +116,7 @@ class OwnHead(BaseEstimator):  # type: ignore[misc]
     Raises
     ------
     ArgumentError
-        If it holds no such head.
+        If it holds no such head, or not its weights.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -96,6 +131,20 @@ class OwnHead(BaseEstimator):  # type: ignore[misc]
             str(folder), self.classes_.tolist(), multilabel=False, max_tokens=None, long_text="cut", device=where,
             precision=choose_dtype("auto", where),
         )  # fmt: skip
+        if absent := sorted(self.tunable_.absent):
+            raise ArgumentError(
+                f"{folder} names a classification head of {len(names)} labels, but its weights are not those of one: "
+                f"{absent[0]} is absent or of another shape. Save the checkpoint with its head, or leave `own` out."
+            )
+
+    def know(self, labels: Iterable[str]) -> None:
+        """Raise an `ArgumentError` if there is a label that the head cannot give."""
+        known = self.classes_.tolist()
+        if strange := sorted(set(labels) - set(known)):
+            raise ArgumentError(
+                f"The head of {self.folder} gives the labels {_listed(known)}, but rows have the labels "
+                f"{_listed(strange)}. Name them in its config.json (id2label, label2id) as the rows do."
+            )
 
     def judged(self, texts: Any) -> tuple[Bool[np.ndarray, "row class"], Float[np.ndarray, "row class"]]:
         """Decisions and probabilities."""
@@ -106,3 +155,7 @@ class OwnHead(BaseEstimator):  # type: ignore[misc]
     def predict(self, texts: Any) -> np.ndarray:
         """The label of each text."""
         return np.asarray(self.classes_[self.judged(texts)[0].argmax(axis=1)])
+
+
+def _listed(labels: list[str]) -> str:
+    return f"{', '.join(labels[:LISTED])}{', ...' if len(labels) > LISTED else ''}"

@@ -101,7 +101,7 @@ def bench(
     budget_tokens: Annotated[int | None, typer.Option("--budget-tokens", help="What --prompt-url may take.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="`llmembed`: heads and bounds exactly as in it.")] = False,
     deep_tokens: Annotated[
-        int | None, typer.Option("--deep-tokens", help="`llmembed`: most tokens of a text for --deep.")
+        int | None, typer.Option("--deep-tokens", help="`llmembed`: most tokens of a text for --deep, instead of 512.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", help="`stc`, `depth`: the pretrained checkpoint.")
@@ -118,11 +118,12 @@ def bench(
         from sonde.bench import BENCHES
         from sonde.errors import choose
 
-        roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper, "deep_tokens": deep_tokens}
+        roles = {"deep": deep, "bert": bert, "roberta": roberta, "paper": paper}
         asked = {"prompt_model": prompt_model, "prompt_url": prompt_url}
         checkpoints = {"backbone": backbone, "finetuned": finetuned, "lora": lora}
         own = {name: given for name, given in {"recipes": recipe, **roles, **asked, **checkpoints}.items() if given}
-        numbers = {"budget_tokens": budget_tokens, "tune": tune}  # 0 tokens: only what is kept
+        # 0 is a number too: no tokens, only what is kept
+        numbers = {"budget_tokens": budget_tokens, "tune": tune, "deep_tokens": deep_tokens}
         bounds = {name: given for name, given in numbers.items() if given is not None}
         for name in names:
             run = BENCHES[choose("The benchmark", name, BENCHES)]

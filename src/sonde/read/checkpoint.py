@@ -72,6 +72,10 @@ class Sentence:
     """Why the embedding cannot be computed here; empty if it can."""
 
 
+NO_SENTENCE = Sentence(Site("main", "hidden", 0), None)
+"""Stands in the fingerprint of a checkpoint that embeds no sentence."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the checkpoint's config.json."""
     config = _read_json(folder / "config.json")
@@ -150,12 +154,17 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in there)
 
 
-def fingerprint(folder: Path, sentence: Sentence) -> str:
+def fingerprint(folder: Path, sentence: Sentence = NO_SENTENCE) -> str:
     """Identify a checkpoint.
 
     SHA-256 over the configuration without volatile fields, the tokenizer files, the recipe of the sentence embedding,
     and of every tensor its name, shape and values as stored, hence equal however the weights are loaded. Where the
     weights have more than `WHOLE_BYTES`, of each tensor some values: there the change of a few neurons is not seen.
+
+    Raises
+    ------
+    BackboneError
+        If a file cannot be read: it is cut or damaged.
     """
     digest = hashlib.sha256()
     config = {key: value for key, value in read_config(folder).items() if key not in _VOLATILE}
@@ -266,17 +275,25 @@ def _read_pooling(path: Path) -> tuple[str, str]:
 
 def _tensors(folder: Path, read: Callable[[Any, Any], bytes]) -> Iterator[tuple[str, list[int], bytes]]:
     """(name, shape, what is read of it) of every stored tensor."""
+    for path in _weight_files(folder):
+        try:
+            yield from _tensors_of(path, read)
+        except Exception as error:  # safetensors and torch raise nearly every kind; all mean that it is no such file
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BackboneError(f"{path} is cut or damaged ({said}). Write or download the checkpoint anew.") from error
+
+
+def _tensors_of(path: Path, read: Callable[[Any, Any], bytes]) -> Iterator[tuple[str, list[int], bytes]]:
     from safetensors import safe_open
 
-    for path in _weight_files(folder):
-        if path.suffix == ".bin":
-            stored: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            yield from ((name, list(t.shape), read(t, t.shape)) for name, t in stored.items())
-            continue
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no mapping)
-                view = tensors.get_slice(name)
-                yield name, view.get_shape(), read(view, view.get_shape())
+    if path.suffix == ".bin":
+        stored: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        yield from ((name, list(t.shape), read(t, t.shape)) for name, t in stored.items())
+        return
+    with safe_open(path, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (no mapping)
+            view = tensors.get_slice(name)
+            yield name, view.get_shape(), read(view, view.get_shape())
 
 
 def _all_of(view: Any, shape: Any) -> bytes:
