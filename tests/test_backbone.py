@@ -890,9 +890,10 @@ def test_unknown_sites_poolings_types_and_devices_list_what_exists():
 @pytest.mark.parametrize(
     ("reported", "gain", "expected"),
     [
-        ("avx512_bf16", 2.0, torch.bfloat16),
-        ("avx512_bf16", 1.1, torch.float32),
-        ("amx_bf16", 1.1, torch.bfloat16),  # a measurement on a busy machine must not decide
+        ("sve_bf16", 2.0, torch.bfloat16),
+        ("sve_bf16", 1.1, torch.float32),
+        ("avx512_bf16", 1.1, torch.bfloat16),  # a measurement on a busy machine must not decide
+        ("amx_bf16", 1.1, torch.bfloat16),
         ("avx2", 9.0, torch.float32),
     ],
 )
@@ -900,8 +901,8 @@ def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monk
     monkeypatch.setattr(precision, "_has", lambda features: reported in features)
     monkeypatch.setattr(precision, "_bfloat16_gain", lambda: gain)
     assert precision.choose_dtype("auto", torch.device("cpu")) == expected
-    tiles = torch.bfloat16 if reported == "amx_bf16" else torch.float32
-    assert precision.reported_dtype(torch.device("cpu")) == tiles
+    known = torch.bfloat16 if reported in ("amx_bf16", "avx512_bf16") else torch.float32
+    assert precision.reported_dtype(torch.device("cpu")) == known
     assert precision.choose_dtype("float32", torch.device("cpu")) == torch.float32
     assert precision.choose_dtype("auto", torch.device("mps")) == torch.float32
 

@@ -74,7 +74,7 @@ def test_parameters_are_stored_and_copied(block: ActivationFeatures) -> None:
     [
         ({"k": 0}, "k is 0; it must be a whole number of at least 1"),
         ({"k": 91}, "k is 91, but there are 90 training texts. Give a smaller k."),
-        ({"features": "sentence"}, "give a transformer such as ActivationFeatures"),
+        ({"features": "sentence"}, "features is 'sentence'; give a transformer such as ActivationFeatures"),
     ],
 )
 def test_mistakes_are_answered_by_sentences(settings: dict[str, Any], sentence: str) -> None:

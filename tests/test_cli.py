@@ -565,3 +565,26 @@ def test_options_without_use_are_told(run: Run, tmp_path: Path) -> None:
     done = run(*line, "--max-tokens", "12", "--device", "cuda", "--sample-rows", "9")
     assert "has no use for max_tokens and device and sample_rows" in done.err
     assert json.loads(done.out)["warnings"] == {"unused_options": 3}
+    predicting = [
+        "predict",
+        tmp_path / "m",
+        tmp_path / "t.csv",
+        "--out",
+        tmp_path / "out.csv",
+        "--label-separator",
+        ";",
+    ]
+    done = run(*predicting, "--json")
+    assert "one label a text: the label separator has nothing to join" in done.err
+    assert json.loads(done.out)["warnings"] == {"unused_options": 1}
+    assert json.loads(run(*predicting, "--alpha", ".1", "--json").out)["warnings"] == {}
+
+
+def test_fit_says_of_how_many_rows_it_drew(run: Run, tmp_path: Path) -> None:
+    texts, labels = worded(90)
+    write_table(tmp_path / "t.csv", {"text": texts, "label": labels})
+    line = ["fit", tmp_path / "t.csv", "--out", tmp_path / "m", "--recipe", "lexical"]
+    assert "60 drawn from 90" in run(*line, "--rows", "60").out
+    done = json.loads(run(*line, "--rows", "60", "--json").out)
+    assert (done["rows"], done["drawn_from"]) == (60, 90)
+    assert "drawn_from" not in json.loads(run(*line, "--json").out)

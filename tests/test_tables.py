@@ -198,6 +198,7 @@ def test_drawing_holds_what_it_draws_and_no_more(tmp_path: Path, extension: str)
 def test_drawn_rows_stand_in_order_and_know_their_numbers(tmp_path: Path, rows: int) -> None:
     path = put(tmp_path, "t.csv", "text,n\n" + "".join(f"t{i},{i}\n" for i in range(1, 101)))
     drawn = draw_table(path, rows, ["n"], seed=3)
+    assert drawn.drawn_from == len(read_table(path).columns["n"])
     numbers = [int(cell) for cell in drawn.columns["n"]]
     assert len(numbers) == min(rows, 100) and numbers == sorted(set(numbers))
     assert [drawn.number(row) for row in range(drawn.rows)] == numbers
@@ -360,6 +361,23 @@ def test_the_separator_splits_the_header_and_the_first_row_alike(
     tmp_path: Path, content: str, columns: dict[str, list[str]]
 ) -> None:
     assert read_table(put(tmp_path, "t.csv", content)).columns == columns
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+@pytest.mark.parametrize("head", ["", "sep=SIGN\n"])
+def test_a_csv_is_written_with_the_separators_of_the_one_that_it_comes_from(
+    tmp_path: Path, sign: str, head: str
+) -> None:
+    source = put(tmp_path, "t.csv", f"{head.replace('SIGN', sign)}text{sign}label\na{sign}b\n")
+    columns = {"text, raw; or\tnot": ["one, two; three", "a\tb", "c"], "label": ["x", "", "y;z"]}
+    for name in ("out.csv", "out.tsv"):
+        with TableWriter(tmp_path / name, like=source) as writer:
+            writer.write(columns)
+        assert read_table(tmp_path / name).columns == columns
+    plain = {"text": ["one, two; three"], "label": ["x"]}
+    with TableWriter(tmp_path / "plain.csv", like=source) as writer:
+        writer.write(plain)
+    assert (tmp_path / "plain.csv").read_text() == f'text{sign}label\n"one, two; three"{sign}x\n'
 
 
 @pytest.mark.parametrize("columns", [None, ["text"], ["text", "label"]])

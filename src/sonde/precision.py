@@ -17,8 +17,8 @@ from sonde.errors import ArgumentError, BackboneError, choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """float16 is left out: its largest value is 65,504, and the massive activations of many decoders overflow it."""
-_TILES = frozenset({"amx_bf16"})
-_UNITS = frozenset({"avx512_bf16", "bf16", "sve_bf16"})  # of x86 and of ARM
+_FAST = frozenset({"amx_bf16", "avx512_bf16"})  # of x86: at least twice as fast as float32, wherever they are
+_UNITS = frozenset({"bf16", "sve_bf16"})  # of ARM: what torch makes of them depends on how it was built
 _LEAST_GAIN = 1.3  # below this, the coarser type buys too little
 _GEMM = (1024, 768, 768)  # tokens x width x width: a batch of a small encoder, 1.2 GFLOP
 _REPEATS = 7  # the best of 7 stands against other work on the machine
@@ -49,9 +49,9 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the floating type of this name; "auto" decides by the hardware.
 
-    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 if the processor has tiles for it (AMX), or if it has
-    vector units for it and a short matrix product runs at least 1.3 times faster with it: without such units it can be
-    a hundred times slower. A measurement can come out differently on a busy machine, so it is made only where needed.
+    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 on x86 with units for it (AMX, AVX512-BF16), on ARM with
+    units for it if a short matrix product runs at least 1.3 times faster with it; without such units it can be a
+    hundred times slower. A measurement can come out differently on a busy machine, so it is made only where needed.
     """
     if name != "auto":
         return DTYPES[choose("dtype", name, ["auto", *DTYPES], ArgumentError) if name not in DTYPES else name]
@@ -62,21 +62,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def reported_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where a GPU supports it or a CPU has tiles for it, else float32; nothing is measured.
+    """Return bfloat16 where a GPU supports it or an x86 processor has units for it, else float32.
 
-    So the same seed trains the same head in every process of a machine.
+    Nothing is measured, so the same seed trains the same head in every process of a machine.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _has(_TILES)
+        fast = device.type == "cpu" and _has(_FAST)
     return torch.bfloat16 if fast else torch.float32
 
 
 def bfloat16_units() -> str:
     """What the processor itself multiplies bfloat16 with, as it calls it: such as `amx_bf16`; or nothing."""
-    return ", ".join(sorted(_reported(_TILES | _UNITS)))
+    return ", ".join(sorted(_reported(_FAST | _UNITS)))
 
 
 def _has(features: frozenset[str]) -> bool:

@@ -57,7 +57,7 @@ class KNN(Classifying):
             Also if there are fewer texts than neighbours.
         """
         check_whole("k", self.k, 1)
-        features = open_retriever(self.features)
+        features = open_retriever(self.features, "features")
         rows = as_labelled(texts, labels, sample_weight, None)
         if len(rows.texts) < self.k:
             raise ArgumentError(f"k is {self.k}, but there are {len(rows.texts)} training texts. Give a smaller k.")

@@ -1,7 +1,7 @@
 """Retrieval: the training texts most like a text.
 
 Neighbours      training texts as unit vectors
-open_retriever  the `retriever` argument -> something that turns texts into vectors
+open_retriever  an argument such as `retriever` -> something that turns texts into vectors
 """
 
 from typing import Any
@@ -48,13 +48,13 @@ class Neighbours:
         matrix = self.retriever.transform(texts)
         if len(getattr(matrix, "shape", ())) != 2 or matrix.shape[0] != len(texts):
             raise ArgumentError(
-                f"The retriever {type(self.retriever).__name__} must turn texts into a matrix with one row a text; it "
+                f"{type(self.retriever).__name__} must turn texts into a matrix with one row a text; it "
                 f"gave {getattr(matrix, 'shape', type(matrix).__name__)} for {len(texts)} texts."
             )
         return normalize(matrix)  # row feature
 
 
-def open_retriever(retriever: Any) -> Any:
+def open_retriever(retriever: Any, argument: str = "retriever") -> Any:
     """None = the sentence embedding of the offline bundle; else anything with fit and transform."""
     if retriever is None:
         from sonde.features import ActivationFeatures
@@ -62,7 +62,7 @@ def open_retriever(retriever: Any) -> Any:
         return ActivationFeatures("sentence")
     if not (hasattr(retriever, "fit") and hasattr(retriever, "transform")) or isinstance(retriever, type):
         raise ArgumentError(
-            f"retriever is {retriever!r:.60}; give a transformer such as ActivationFeatures('hidden.-1'), with fit and "
-            "transform, or None for the sentence embedding of the offline bundle."
+            f"{argument} is {retriever!r:.60}; give a transformer such as ActivationFeatures('hidden.-1'), with fit "
+            "and transform, or None for the sentence embedding of the offline bundle."
         )
     return retriever

@@ -117,6 +117,8 @@ def fit(
         classifier.label_names_ = names
         classifier.save(out)
         result |= {"model": str(out), "classes": len(classifier.classes_), **classifier.summary_}
+        if table.drawn_from is not None:
+            result["drawn_from"] = table.drawn_from
 
 
 def _refuse_foreign(out: Path) -> None:

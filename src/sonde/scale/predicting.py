@@ -65,8 +65,8 @@ def predict_file(
     probabilities : bool
         Adds a column `probability_LABEL` for every label.
     separator : str, optional
-        Between labels where a cell has several, as `sonde fit --label-separator` reads them: none of them is the
-        separator alone. Without it .csv and .tsv have lists as JSON.
+        Between labels where a cell has several (of a multi-label model, or a label set), as `sonde fit
+        --label-separator` reads them: none of them is the separator alone. Without it .csv and .tsv have lists as JSON.
     backbones, dtype, device, cache
         As in `load`.
     workers : int or Workers
@@ -105,6 +105,8 @@ def predict_file(
         conformal_threshold(classifier.conformal_scores_, alpha)  # judged before the texts are read
     if separator is not None:
         _check_separator(separator, classifier.classes_.tolist())
+        if alpha is None and not classifier.multilabel_:
+            warn("The model gives one label a text: the label separator has nothing to join.", "unused_options")
     moved = None if backbones is None else tuple(backbones)
     where, kept = resolved(model, cache)
     added = Added(least, alpha, probabilities)

@@ -120,11 +120,13 @@ class Service:
     def run(self) -> None:
         """Answer until SIGTERM, SIGINT or `stop`; what was accepted is answered before it ends. SIGHUP reloads."""
         self._worker.start()
+        usual = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         logger.info("listening", extra={"fields": {"url": self.url, "models": self.models.names}})
         try:
             self._server.run([self._socket])
         finally:
+            sys.setswitchinterval(usual)
             self._worker.stop()
             logger.info("stopped")
 

@@ -27,11 +27,12 @@ SHOWN_CLASSES = 20
 def fit(result: Result) -> None:
     """What was trained, on what, how well it does out of fold, how long it took."""
     seconds, held = result["seconds"], result["out_of_fold"]
+    drawn = f" drawn from {result['drawn_from']:,}" if "drawn_from" in result else ""
     facts(
         {
             "model": result["model"],
             "recipe": result["recipe"],
-            "rows": result["rows"],
+            "rows": f"{result['rows']:,}{drawn}",
             "classes": result["classes"],
             "chosen": _choices(result["learner"]),
             "out-of-fold accuracy": held["accuracy"],

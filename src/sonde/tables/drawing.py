@@ -46,11 +46,12 @@ def draw_table(path: str | os.PathLike[str], rows: int, columns: Sequence[str] |
     if rows < 1:
         raise ArgumentError(f"rows is {rows}; draw one row or more.")
     generator = np.random.default_rng(seed)
-    drawn = _Drawn(rows)
+    drawn, there = _Drawn(rows), 0
     for table in warn_of_quotes(iter_tables(path, columns=columns)):
         drawn.offer(table, generator.random(table.rows))
+        there += table.rows
     drawn.shrink()
-    return Table(table.path, drawn.columns, numbers=drawn.numbers.tolist())
+    return Table(table.path, drawn.columns, numbers=drawn.numbers.tolist(), drawn_from=there)
 
 
 class _Drawn:

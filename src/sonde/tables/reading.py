@@ -2,6 +2,7 @@
 
 read_table       a whole file
 iter_tables      a file in stretches of rows, in constant memory
+delimiter_of     what separates the fields of a file
 warn_of_quotes   stretches, passed on; a .tsv that does not quote is told at the end
 """
 
@@ -21,7 +22,7 @@ from typing import IO, Any, NoReturn
 
 from sonde.errors import ArgumentError, DataError, warn
 from sonde.tables.columns import described
-from sonde.tables.table import DELIMITERS, EXTENSIONS, SHOWN, Columns, Table, choose_columns, kind_of, repeated
+from sonde.tables.table import DELIMITERS, EXTENSIONS, SHOWN, SIGNS, Columns, Table, choose_columns, kind_of, repeated
 
 # The longest line and the longest cell, in bytes and characters. Real texts stay far below (the longest IMDb review has
 # 14,000 characters); what exceeds it is a binary file or a quote that was never closed, and must not fill the memory.
@@ -174,7 +175,7 @@ def _lines(path: Path) -> Iterator[_Lines]:
 
 
 def _read_delimited(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[Columns]:
-    delimiter, told = _delimiter(path, columns)
+    delimiter, told = delimiter_of(path, columns)
     with _lines(path) as lines:
         rest = iter(lines)
         if told:
@@ -222,7 +223,7 @@ def _places(places: Sequence[int]) -> str:
     return f"columns {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def _delimiter(path: Path, columns: Sequence[str] | None) -> tuple[str, bool]:
+def delimiter_of(path: Path, columns: Sequence[str] | None) -> tuple[str, bool]:
     """Return what separates the fields, and whether a line of its own before the header says so.
 
     In a .csv whose header and first row hold no comma between fields it is the sign that splits both alike:
@@ -235,7 +236,7 @@ def _delimiter(path: Path, columns: Sequence[str] | None) -> tuple[str, bool]:
         return told[1], True
     if head and head[-1].count('"') % 2:  # its text goes on in the next line
         head = head[:1]
-    fits = {sign: _fields(head, sign) for sign in (",", ";", "\t")} if head else {usual: 0}
+    fits = {sign: _fields(head, sign) for sign in SIGNS} if head else {usual: 0}
     best = max(fits, key=lambda sign: fits[sign])
     if fits[best] <= 1 and _fields(head[:1], usual) == 1:
         alone = [sign for sign in fits if _splits(head, sign, columns)]

@@ -17,6 +17,8 @@ from sonde.errors import DataError
 Columns = dict[str, list[object]]
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+# What spreadsheets put between the fields of a .csv, by country.
+SIGNS = (",", ";", "\t")
 # What other programs take for their own input and output.
 STREAMS = ("-", "/dev/stdin", "/dev/stdout")
 # Names shown in a sentence before "and N more": a line or two of a terminal.
@@ -35,6 +37,8 @@ class Table:
     """Rows of the file that stand before the first row here."""
     numbers: Sequence[int] | None = None
     """Number of each row in the file, from 1, where rows are missing between them; None: they follow on each other."""
+    drawn_from: int | None = None
+    """How many rows the file has, where these were drawn from it."""
 
     @property
     def rows(self) -> int:

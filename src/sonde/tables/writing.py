@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from sonde.errors import DataError
 from sonde.tables.atomic import write_atomically
-from sonde.tables.table import DELIMITERS, Columns, kind_of
+from sonde.tables.reading import delimiter_of
+from sonde.tables.table import DELIMITERS, SIGNS, Columns, kind_of
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -40,7 +41,8 @@ class TableWriter:
         The file to write; what stands there is replaced at the end.
     like : str or path, optional
         The file that the columns were read from. If both are .parquet, columns keep the types that they have there;
-        otherwise the types of a .parquet file are those of the first stretch.
+        otherwise the types of a .parquet file are those of the first stretch. If both are .csv, fields are separated
+        as they are there.
 
     Attributes
     ----------
@@ -58,6 +60,11 @@ class TableWriter:
         self.like = None if like is None else Path(like)
         self.typical: Mapping[str, Sequence[object]] = {}
         self._kind = kind_of(self.path)
+        self._delimiter = signs = DELIMITERS.get(self._kind, "")
+        if self.like is not None and self._kind == kind_of(self.like) == "csv":
+            self._delimiter, _ = delimiter_of(self.like, None)
+            signs = signs if self._delimiter == signs else "".join(SIGNS)  # so that no reader takes another
+        self._special = re.compile(f'["\r\n{signs}]|^[ \ufeff]|[ ]$')
         self._names: list[str] | None = None
         self._parquet: Any = None
         self._stack = ExitStack()
@@ -84,7 +91,10 @@ class TableWriter:
         if self._kind == "parquet":
             return self._write_parquet(cells)
         begins, self._names = self._names is None, list(cells)
-        self._file.write(_jsonl(cells) if self._kind == "jsonl" else _delimited(cells, DELIMITERS[self._kind], begins))
+        if self._kind == "jsonl":
+            self._file.write(_jsonl(cells))
+        else:
+            self._file.write(_delimited(cells, self._delimiter, self._special, begins))
 
     def _check(self, cells: Columns) -> None:
         if self._names is not None and list(cells) != self._names:
@@ -151,12 +161,11 @@ def _sound(cell: object) -> object:
     return {_sound(key): _sound(member) for key, member in cell.items()} if isinstance(cell, dict) else cell
 
 
-def _delimited(cells: Columns, delimiter: str, begins: bool) -> bytes:
+def _delimited(cells: Columns, delimiter: str, special: re.Pattern[str], begins: bool) -> bytes:
     """Return rows as RFC 4180 text with \\n at line ends.
 
     Not csv.writer: with \\n at line ends it leaves a carriage return unquoted, and no reader finds the text again.
     """
-    special = re.compile(f'["\r\n{delimiter}]|^[ \ufeff]|[ ]$')
     rows: Iterable[Sequence[object]] = zip(*cells.values(), strict=True)
     lines = [delimiter.join(_quoted(_plain(cell), special) for cell in row) or '""' for row in rows]
     if begins:
