@@ -278,7 +278,7 @@ class TestPage:
     def test_a_large_file_is_opened(self, page: Any, tmp_path: Path, _: None) -> None:
         (tmp_path / "mail.csv").write_text("my parcel\n" * 150_000)
         page.set_input_files("#file", tmp_path / "mail.csv")
-        page.wait_for_function("document.getElementById('progress-text').textContent == '150000 rows in mail.csv.'")
+        see(page, "document.getElementById('progress-text').textContent == '150000 rows in mail.csv.'")
 
     def test_rows_keep_their_places_and_one_model_labels_them_all(self, page: Any, _: None) -> None:
         asked: list[Any] = []
