@@ -10,7 +10,8 @@ is. A line that is finished is kept: the same command goes on with those that ar
 
 rows     one process, several numbers of rows: memory and rate must not depend on them
 beside   one process and two, and with --ray two actors; a run that is killed half-way and goes on: equal bytes
-long     AG News in place of SST-2: the point that the cost model is checked against
+other    a model that reads more layers, or fewer: what a text takes beside its operations follows from both
+long     AG News in place of SST-2, through both models: the points that the cost model is checked against
 
 run          measure, and write scale.{json,md}
 command_of   one command, watched
@@ -21,6 +22,7 @@ to_markdown  the page, from the JSON alone
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -69,8 +71,10 @@ class Hardware:
     """Of the peak, that is assumed to be reached; measured where it is this machine."""
     dollars_an_hour: float
     """Assumed price."""
-    tokens: float
-    """Tokens a second that its processor can feed: where that is less than it computes, it is the bound."""
+    cores: int
+    """That handle texts: read, tokenise and write them."""
+    apart: bool
+    """Whether something else than these cores computes, at the same time."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,13 @@ def run(
         os.environ["OMP_NUM_THREADS"] = str(thread_count)  # of the commands that are measured
     texts = read_split(data, "sst2", "train")
     long = read_split(data, "ag_news", "train").texts
-    sites = None if layer is None else (f"hidden.{layer}",)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        model = root / "model"
+        model, other = root / "model", root / "other"
         trained = texts.take(TRAIN_ROWS)
-        TextClassifier("linear", (backbone,), cache=None, sites=sites).fit(trained.texts, trained.labels).save(model)
+        for path, last in ((model, layer), (other, other_layer(layer))):
+            sites = None if last is None else (f"hidden.{last}",)
+            TextClassifier("linear", (backbone,), cache=None, sites=sites).fit(trained.texts, trained.labels).save(path)
         cells = opened(out / "scale.json", {
             "backbone": backbone, "layer": layer, "note": note, "sha256": sha256_of(texts.texts),
             "threads": thread_count, "processor": machine.describe()["processor"],
@@ -131,10 +136,18 @@ def run(
         for count in rows:
             _best(cells, f"rows|{count}", rounds, root, model, texts.texts, count)
         compared(cells, root, model, texts.texts, beside, ray)
-        _best(cells, "long", rounds, root, model, long, max(beside // 4, 100))
+        few = max(beside // 2, 100)
+        _best(cells, "other", rounds, root, other, texts.texts, few)
+        _best(cells, "long|model", rounds, root, model, long, few)
+        _best(cells, "long|other", rounds, root, other, long, few)
         if "tokens" not in cells:
-            cells.put("tokens", tokenised({"sst2": texts.texts, "ag_news": long}, backbone))
+            cells.put("tokens", tokenised({"sst2": (texts.texts, rows[-1]), "ag_news": (long, few)}, backbone))
     return write_page(cells.path, to_markdown(cells.content))
+
+
+def other_layer(layer: int | None) -> int | None:
+    """What the second model reads: the last layer, or the first where the first model reads the last."""
+    return 1 if layer in (None, SMALL.layers) else None
 
 
 def _best(cells: Cells, key: str, rounds: int, root: Path, model: Path, texts: Sequence[str], rows: int) -> None:
@@ -167,22 +180,31 @@ def write_texts(path: Path, texts: Sequence[str], rows: int) -> Path:
     with TableWriter(path) as writer:
         for start in range(0, rows, STRETCH):
             numbers = range(start, min(start + STRETCH, rows))
-            words = [(texts[n % len(texts)].split(), n) for n in numbers]
-            shuffled = [generator.permutation(some).tolist() if n >= len(texts) else some for some, n in words]
-            writer.write({"text": [" ".join([*some, str(n)]) for some, n in zip(shuffled, numbers, strict=True)]})
+            writer.write({"text": [_numbered(texts, number, generator) for number in numbers]})
     return path
 
 
-def tokenised(texts: Mapping[str, Sequence[str]], backbone: str) -> dict[str, Any]:
-    """Mean number of tokens of the first texts of each set, and how many a core makes in a second."""
+def _numbered(texts: Sequence[str], number: int, generator: np.random.Generator) -> str:
+    words = texts[number % len(texts)].split()
+    return " ".join([*(generator.permutation(words).tolist() if number >= len(texts) else words), str(number)])
+
+
+def tokenised(sets: Mapping[str, tuple[Sequence[str], int]], backbone: str) -> dict[str, Any]:
+    """Mean number of tokens of some of the texts that were written of each set, and how many a core makes in a second.
+
+    Parameters
+    ----------
+    sets : mapping of str to (texts, how many were written)
+    """
     from sonde.read.sources import open_sources
     from sonde.read.view import tokenise
 
     source = open_sources({0: backbone}, max_tokens=None, long_text="cut", dtype="auto", device="cpu")[0]
     found: dict[str, float] = {}
     watch, made = machine.Stopwatch(), 0
-    for name, some in texts.items():
-        few = list(some[:TRAIN_ROWS])
+    generator = np.random.default_rng(0)
+    for name, (texts, rows) in sets.items():
+        few = [_numbered(texts, number, generator) for number in range(0, rows, max(rows // TRAIN_ROWS, 1))]
         tokens = sum(map(len, tokenise(few, source.backbone.tokenizer, source.view).ids))
         found[name], made = round(tokens / len(few), 1), made + tokens
     return {"tokens": found, "tokens_a_core_second": round(made / max(watch.read()["cpu_seconds"], 1e-3))}
@@ -290,9 +312,9 @@ def flops_of(backbone: Backbone, tokens: float) -> float:
 
 
 def gathered(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`rows`, `beside`, `long`, the tokens, and what a billion texts `cost`."""
+    """`rows`, `beside`, `other`, `long`, the tokens, and what a billion texts `cost`."""
     cells = content["cells"]
-    groups: dict[str, dict[str, Any]] = {"rows": {}, "beside": {}}
+    groups: dict[str, dict[str, Any]] = {"rows": {}, "beside": {}, "long": {}}
     for key, cell in cells.items():
         group, _, name = key.partition("|")
         if group in groups:
@@ -300,54 +322,75 @@ def gathered(content: Mapping[str, Any]) -> dict[str, Any]:
     first = groups["beside"]["one process"]["sha256"]
     beside = {name: {**one, "equal": one["sha256"] == first} for name, one in groups["beside"].items()}
     rows = dict(sorted(groups["rows"].items(), key=lambda item: int(item[0])))
-    found = {**content, "rows": rows, "beside": beside, "long": cells["long"], **cells["tokens"]}
+    found = {**content, "rows": rows, "beside": beside, "long": groups["long"], "other": cells["other"]}
+    found |= cells["tokens"]
     return {**found, "cost": cost(found)}
+
+
+def _seconds(cell: Mapping[str, Any]) -> float:
+    """Of one text."""
+    return 1 / float(cell["rows_a_second"] or cell["rows"] / cell["seconds"])
 
 
 def cost(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a billion texts take: hours and dollars, estimated; the model is checked against what was measured.
 
-    The rate on SST-2 says how many operations this machine sustains; with them the time on AG News is foretold, and
-    held against the one that was measured.
+    A text takes time of its own (it is read, tokenised and written) and time for its operations. Two models on the same
+    texts differ in the second alone, so both follow from their rates on SST-2; with them those on AG News are foretold.
     """
-    longest = list(content["rows"].values())[-1]
-    tokens = content["tokens"]
-    layers = content["setting"]["layer"] or SMALL.layers
-    read = replace(SMALL, parameters=SMALL.parameters * layers / SMALL.layers, layers=layers)
-    sustained = flops_of(read, tokens["sst2"]) * (longest["rows_a_second"] or longest["rows"] / longest["seconds"])
-    long = content["long"]
-    measured = long["rows_a_second"] or long["rows"] / long["seconds"]
-    foretold = sustained / flops_of(read, tokens["ag_news"])
-    cores = content["machine"]["cores"]
-    feeding = content["tokens_a_core_second"]
-    here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores, feeding * cores)
+    tokens, a_core = content["tokens"], content["tokens_a_core_second"]
+    cores, layer = content["machine"]["cores"], content["setting"]["layer"]
+    read = {"model": _of_layers(layer), "other": _of_layers(other_layer(layer))}
+    took = {"model": _seconds(list(content["rows"].values())[-1]), "other": _seconds(content["other"])}
+    more = flops_of(read["other"], tokens["sst2"]) - flops_of(read["model"], tokens["sst2"])
+    longer = took["other"] - took["model"]
+    sustained = more / longer if more * longer > 0 else math.inf  # by chance, of a few rows
+    handled = took["model"] - flops_of(read["model"], tokens["sst2"]) / sustained
+    base = max(handled * cores - tokens["sst2"] / a_core, 0.0)  # seconds of a core and text, but for its tokens
+    here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores, cores, False)
     reached = H100_PEAK * H100_SHARE
     there = Hardware(
-        f"one H100 (SXM), {H100_CORES} cores", reached, H100_PEAK, H100_SHARE, H100_DOLLARS, feeding * H100_CORES
+        f"one H100 (SXM), {H100_CORES} cores", reached, H100_PEAK, H100_SHARE, H100_DOLLARS, H100_CORES, True
     )
+
+    def parts(backbone: Backbone, hardware: Hardware, length: float) -> tuple[float, float]:
+        """Seconds of a text: handling, computing."""
+        return (base + length / a_core) / hardware.cores, flops_of(backbone, length) / hardware.flops
+
+    checks = {name: (sum(parts(read[name], here, tokens["ag_news"])), _seconds(content["long"][name])) for name in read}
     return {
         "check": {
-            "measured": round(measured, 1),
-            "foretold": round(foretold, 1),
-            "ratio": round(foretold / measured, 3),
+            name: {
+                "layers": read[name].layers,
+                "measured": round(1 / measured, 1),
+                "foretold": round(1 / foretold, 1),
+                "ratio": round(measured / foretold, 3),
+            }
+            for name, (foretold, measured) in checks.items()
         },
+        "handling_core_seconds": base,
         "hardware": [asdict(one) for one in (here, there)],
         "estimated": [
-            _estimate(backbone, hardware, tokens)
+            _estimate(backbone, hardware, length, *parts(backbone, hardware, length))
             for backbone, hardware in ((SMALL, here), (SMALL, there), (LARGE, there))
-            for tokens in TOKENS
+            for length in TOKENS
         ],
     }
 
 
-def _estimate(backbone: Backbone, hardware: Hardware, tokens: int) -> dict[str, Any]:
-    computing, feeding = flops_of(backbone, tokens) / hardware.flops, tokens / hardware.tokens
-    seconds = max(computing, feeding) * BILLION
+def _of_layers(layer: int | None) -> Backbone:
+    """The small backbone up to a layer."""
+    layers = SMALL.layers if layer is None else layer
+    return replace(SMALL, parameters=SMALL.parameters * layers / SMALL.layers, layers=layers)
+
+
+def _estimate(backbone: Backbone, hardware: Hardware, tokens: int, handling: float, computing: float) -> dict[str, Any]:
+    seconds = (max(handling, computing) if hardware.apart else handling + computing) * BILLION
     return {
         "backbone": backbone.name,
         "hardware": hardware.name,
         "tokens": tokens,
-        "bound": "tokenising" if feeding > computing else "computing",
+        "bound": "handling" if handling > computing else "computing",
         "hours": round(seconds / 3600, 1),
         "dollars": round(seconds / 3600 * hardware.dollars_an_hour),
     }
@@ -425,18 +468,24 @@ def growth(content: Mapping[str, Any]) -> str:
 
 
 def _assumptions(content: Mapping[str, Any]) -> str:
-    check = content["cost"]["check"]
-    here, there = content["cost"]["hardware"]
+    found = content["cost"]
+    here, there = found["hardware"]
+    checks = "; ".join(
+        f"{one['foretold']:,.0f} rows/s with {one['layers']} layers, where {one['measured']:,.0f} were measured (a "
+        f"ratio of {one['ratio']:.2f})"
+        for one in found["check"].values()
+    )
     return (
-        "Estimated, not measured: operations of a text (two a parameter of the layers and token, and those of "
-        f"attention) over what the hardware sustains. For {here['name']} that is what the longest run above reached, "
-        f"{here['flops'] / 1e9:,.0f} GFLOP/s, tokenising and files included. It foretells {check['foretold']:,.0f} "
-        f"rows/s for AG News ({content['tokens']['ag_news']} tokens), where {check['measured']:,.0f} were measured: a "
-        f"ratio of {check['ratio']:.2f}. For {there['name']} it is assumed: {there['share']:.0%} of its stated "
-        f"{there['peak'] / 1e12:,.0f} TFLOP/s in bfloat16. Prices are assumed: ${here['dollars_an_hour']:.2f} and "
-        f"${there['dollars_an_hour']:.2f} an hour. Tokenising takes a core a second for "
-        f"{content['tokens_a_core_second']:,} tokens here, and is assumed to elsewhere: a small backbone on a large "
-        "GPU waits for it. Not counted: loading, moving files, machines that stand idle."
+        "Estimated, not measured. A text is handled (read, tokenised, written) and computed. Its operations are two a "
+        "parameter of the layers and token, and those of attention. The longest run above and "
+        f"{content['other']['rows']:,} rows of the same texts through a model of {found['check']['other']['layers']} "
+        f"layers differ in them alone: {here['name']} sustains {here['flops'] / 1e9:,.0f} GFLOP/s, and a text takes "
+        f"{1e6 * found['handling_core_seconds']:,.0f} microseconds of a core, and what a core takes for its tokens "
+        f"({content['tokens_a_core_second']:,} a second). On AG News ({content['tokens']['ag_news']} tokens), which is "
+        f"not used, that foretells {checks}. For {there['name']} it is assumed: {there['share']:.0%} of its stated "
+        f"{there['peak'] / 1e12:,.0f} TFLOP/s in bfloat16, while its cores handle texts as those here do; the "
+        f"slower of the two is the bound. Prices are assumed: ${here['dollars_an_hour']:.2f} and "
+        f"${there['dollars_an_hour']:.2f} an hour. Not counted: loading, moving files, machines that stand idle."
     )
 
 

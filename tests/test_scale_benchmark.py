@@ -46,8 +46,22 @@ def test_memory_is_that_of_a_process_and_what_it_started() -> None:
     assert SCALE.resident(2**22 + 1) == 0  # nobody
 
 
+SUSTAINED, BASE = 1e12, 5e-4
+"""Operations a second; seconds that a core takes for a text, but for its tokens."""
+
+
+def rate(layer: int | None, tokens: float) -> float:
+    """Rows a second of a machine of two cores that keeps to the cost model."""
+    layers = 6 if layer is None else layer
+    of = SCALE.Backbone("b", 10.6e6 * layers / 6, layers, 384)
+    return 1 / ((BASE + tokens / 100_000) / 2 + SCALE.flops_of(of, tokens) / SUSTAINED)
+
+
 def content(layer: int | None = None) -> dict[str, Any]:
+    other = 1 if layer is None else None
+    lines = [("other", other, 20), ("long|model", layer, 60), ("long|other", other, 60)]
     one = {"rows": 10, "seconds": 4.0, "peak_mb": 500.0, "rows_a_second": 1000.0, "later_rate": 1.0, "later_mb": 1.0}
+    one["rows_a_second"] = rate(layer, 20)
     return {
         "setting": {"backbone": "tiny", "layer": layer, "note": "A trial."},
         "machine": {
@@ -58,7 +72,7 @@ def content(layer: int | None = None) -> dict[str, Any]:
             "rows|10": one,  # measured later
             "beside|one process": {**one, "sha256": "a"},
             "beside|killed half-way, and again": {**one, "sha256": "b"},
-            "long": {**one, "rows_a_second": 250.0},
+            **{key: {**one, "rows_a_second": rate(of, tokens)} for key, of, tokens in lines},
             "tokens": {"tokens": {"sst2": 20.0, "ag_news": 60.0}, "tokens_a_core_second": 100_000},
         },
     }  # fmt: skip
@@ -66,24 +80,33 @@ def content(layer: int | None = None) -> dict[str, Any]:
 
 def test_the_estimate_follows_from_what_was_measured() -> None:
     assert SCALE.flops_of(SCALE.Backbone("b", 1e6, 2, 10), 3) == 2 * 1e6 * 3 + 4 * 2 * 10 * 9
-    cost = SCALE.gathered(content())["cost"]
-    ratio = SCALE.flops_of(SCALE.SMALL, 20) / SCALE.flops_of(SCALE.SMALL, 60) * 1000 / 250
-    assert cost["check"]["ratio"] == pytest.approx(ratio, abs=1e-3) and 1.2 < ratio < 1.4
-    here = next(one for one in cost["estimated"] if one["hardware"].startswith("this machine"))
-    shorter = SCALE.flops_of(SCALE.SMALL, 16) / SCALE.flops_of(SCALE.SMALL, 20)
-    assert here["hours"] == pytest.approx(1e9 / 1000 / 3600 * shorter, rel=1e-3)
-    small = [one for one in cost["estimated"] if one["backbone"].startswith("22M") and "H100" in one["hardware"]]
-    assert small[0]["bound"] == "tokenising" and small[0]["hours"] == pytest.approx(1e9 * 16 / 1.6e6 / 3600, abs=0.1)
-    large = [one for one in cost["estimated"] if one["backbone"].startswith("7B")]
-    assert [one["tokens"] for one in large] == list(SCALE.TOKENS) and {one["bound"] for one in large} == {"computing"}
-    assert large[0]["dollars"] < large[2]["dollars"] / 30
+    for layer in (None, 2):  # the first model is the deeper one, or the other
+        cost = SCALE.gathered(content(layer))["cost"]
+        here, there = cost["hardware"]
+        assert here["flops"] == pytest.approx(SUSTAINED) and cost["handling_core_seconds"] == pytest.approx(BASE)
+        assert [one["ratio"] for one in cost["check"].values()] == [1.0, 1.0]
+        assert [one["layers"] for one in cost["check"].values()] == [layer or 6, 1 if layer is None else 6]
+        mine = next(one for one in cost["estimated"] if one["hardware"].startswith("this machine"))
+        assert mine["hours"] == pytest.approx(1e9 / rate(None, 16) / 3600, rel=1e-3)
+        small = [one for one in cost["estimated"] if one["backbone"].startswith("22M") and "H100" in one["hardware"]]
+        assert small[0]["bound"] == "handling"
+        assert small[0]["hours"] == pytest.approx(1e9 * (BASE + 16 / 100_000) / there["cores"] / 3600, abs=0.1)
+        large = [one for one in cost["estimated"] if one["backbone"].startswith("7B")]
+        assert [one["tokens"] for one in large] == list(SCALE.TOKENS)
+        assert {one["bound"] for one in large} == {"computing"} and large[0]["dollars"] < large[2]["dollars"] / 30
 
 
-def test_of_a_model_that_reads_two_of_six_layers_a_third_of_the_operations_is_counted() -> None:
-    whole, third = (SCALE.gathered(content(layer))["cost"] for layer in (None, 2))
-    assert third["hardware"][0]["flops"] == pytest.approx(whole["hardware"][0]["flops"] / 3)
-    assert third["check"] == whole["check"]  # the same share of both lengths
-    assert third["estimated"][0]["hours"] == pytest.approx(3 * whole["estimated"][0]["hours"], rel=1e-3)
+def test_a_rate_that_is_not_what_was_foretold_shows() -> None:
+    slow = content(2)
+    slow["cells"]["long|other"]["rows_a_second"] /= 2
+    assert SCALE.gathered(slow)["cost"]["check"]["other"]["ratio"] == 2.0
+    assert "6 layers, where" in SCALE.to_markdown(slow) and "(a ratio of 2.00)" in SCALE.to_markdown(slow)
+    slow["cells"]["other"]["rows_a_second"] = 1e9  # deeper, and yet faster: chance
+    cost = SCALE.gathered(slow)["cost"]
+    assert cost["hardware"][0]["flops"] == float("inf") and cost["estimated"][0]["bound"] == "handling"
+
+
+def test_the_page_names_the_layers_that_are_read() -> None:
     assert "on layer 2 (none above it is read) of tiny" in SCALE.to_markdown(content(2))
     assert "on the last layer of tiny" in SCALE.to_markdown(content())
 
@@ -127,7 +150,7 @@ def test_every_command_of_the_script(data: Path, monkeypatch: pytest.MonkeyPatch
         (200, ray, False),
         (200, (), True),
         (200, (), False),
-        (100, (), False),
+        *[(100, (), False)] * 3,
     ]
     found = SCALE.gathered(json.loads(written[0].read_text(encoding="utf-8")))
     assert [one["equal"] for one in found["beside"].values()] == [True, True, False, True]
