@@ -197,22 +197,6 @@ def test_ffn_sites_equal_a_feed_forward_part_written_by_hand(name):
             close(found[site, how], slow_pool(activation, mask, content, how))
 
 
-def count_blocks(backbone, run):
-    """How many calls of block modules `run` makes, by stack."""
-    calls, handles = dict.fromkeys(backbone.layers, 0), []
-    for stack, places in backbone._forward.stacks.items():
-        for module in {place.module for place in places.blocks}:
-
-            def count(*_, stack=stack):
-                calls[stack] += 1
-
-            handles.append(module.register_forward_pre_hook(count))
-    run()
-    for handle in handles:
-        handle.remove()
-    return calls
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_reading_stops_after_the_deepest_site_and_changes_nothing(name):
     backbone = tiny_backbone(name)
@@ -221,13 +205,30 @@ def test_reading_stops_after_the_deepest_site_and_changes_nothing(name):
     for site in every_site(backbone):
         backbone.read(ids, mask, content, [(site, "last")])  # the first reading at a depth also tests its copy
         found = {}
-        calls = count_blocks(
+        calls = tiny.count_blocks(
             backbone, lambda site=site, found=found: found.update(backbone.read(ids, mask, content, [(site, "last")]))
         )
         assert calls[site.stack] == site.layer
         if DECODER in backbone.layers:
             assert calls[MAIN if site.stack == DECODER else DECODER] == (3 if site.stack == DECODER else 0)
         torch.testing.assert_close(found[site, "last"], whole[site, "last"], rtol=1e-6, atol=1e-6)
+
+
+@bundle_only
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_layer_above_the_deepest_site_runs_in_either_type(dtype):
+    backbone = load_backbone(location.BUNDLED, dtype=dtype, device="cpu")
+    ids = backbone.tokenizer(["a text of a few words"], return_tensors="pt")["input_ids"]
+    everything = [(Site(MAIN, "hidden", depth), "mean") for depth in range(7)]
+    whole = backbone.read(ids, None, None, everything)
+    for want in everything:
+        found = {}
+        backbone.read(ids, None, None, [want])
+        calls = tiny.count_blocks(
+            backbone, lambda want=want, found=found: found.update(backbone.read(ids, None, None, [want]))
+        )
+        assert calls == {MAIN: want[0].layer}
+        assert torch.equal(found[want], whole[want])
 
 
 @pytest.mark.parametrize("name", ["albert", "bert", "t5", "llama"])

@@ -107,6 +107,19 @@ def states(backbone: Backbone, texts: list[list[int]]) -> list[Tensor]:
 
 @quick
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "llama", "qwen3", "opt", "gpt_neox"])
+def test_side_by_side_no_layer_runs_above_the_deepest_site(family: str) -> None:
+    backbone, texts = brain(family), beside(texts_of([30, 17, 9, 3]))
+    for depth in range(backbone.layers[MAIN] + 1):
+        backbone._forward._shorter.clear()  # as in a new process: the first texts that it meets are packed
+        backbone._forward._means.clear()
+        wanted: list[Wanted] = [(Site(MAIN, "hidden", depth), "mean")]
+        backbone.read_packed(texts, wanted)  # which also tests a shorter copy
+        calls = tiny.count_blocks(backbone, lambda wanted=wanted: backbone.read_packed(texts, wanted))
+        assert calls == {MAIN: depth}
+
+
+@quick
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "llama", "qwen3", "opt", "gpt_neox"])
 def test_side_by_side_is_as_alone(family: str) -> None:
     backbone = brain(family)
     site = Site(MAIN, "hidden", backbone.layers[MAIN])

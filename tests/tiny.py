@@ -3,6 +3,7 @@
 ARCHITECTURES   name -> builder of a configuration; MIXTURES the same for mixtures of experts
 build           name -> folder with config, weights and tokenizer, built once per process
 tokenizer_of    a fast tokenizer with the special tokens of a family
+count_blocks    how many blocks a function runs
 SENTENCES       a few texts in the tokenizers' vocabulary
 """
 
@@ -146,3 +147,19 @@ def save(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def count_blocks(backbone: Any, run: Callable[[], object]) -> dict[str, int]:
+    """How many calls of block modules `run` makes, by stack."""
+    calls, handles = dict.fromkeys(backbone.layers, 0), []
+    for stack, places in backbone._forward.stacks.items():
+        for module in {place.module for place in places.blocks}:
+
+            def count(*_: object, stack: str = stack) -> None:
+                calls[stack] += 1
+
+            handles.append(module.register_forward_pre_hook(count))
+    run()
+    for handle in handles:
+        handle.remove()
+    return calls

@@ -5,7 +5,7 @@ last_hidden  the final hidden state in a model's output
 LEAK         how much other kernels may change, by floating type
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.errors import BackboneError
-from sonde.read.packing import Packed, apart, beside
+from sonde.read.packing import Packed, Span, apart, beside
 from sonde.read.sites import DECODER, MAIN, Site
 from sonde.read.taps import Place, Taps, Tokens
 from sonde.read.tracing import Stack, Trace, find_stack, inner_widths
@@ -62,6 +62,7 @@ class Forward:
         self.stacks: dict[str, Stack] = {}
         self.pooler_width: int | None = None
         self._shorter: dict[tuple[str, int], tuple[nn.Module, nn.Module]] = {}
+        self._means: dict[str, dict[int, Tensor]] = {}
         self.probe = probe
         with torch.inference_mode():
             last = self._trace(probe, name)
@@ -96,8 +97,7 @@ class Forward:
             "a pooler sees the first token only"
         )
         tokens = {MAIN: Tokens(1, packed.ids.shape[1], None, packed.content, packed.spans)}
-        with apart(packed.spans):
-            return self._read(packed.ids, None, sources, tokens, **self.placed(packed))
+        return self._read(packed.ids, None, sources, tokens, packed.spans, **self.placed(packed))
 
     def _pass(
         self, ids: Tensor, mask: Tensor | None, content: Tensor | None, sources: set[Source]
@@ -109,7 +109,13 @@ class Forward:
         return self._read(ids, mask, sources, tokens)
 
     def _read(
-        self, ids: Tensor, mask: Tensor | None, sources: set[Source], tokens: Mapping[str, Tokens], **settings: Any
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        sources: set[Source],
+        tokens: Mapping[str, Tokens],
+        spans: tuple[Span, ...] | None = None,
+        **settings: Any,
     ) -> dict[Source, Tensor]:
         """One forward pass of the shortest model that reaches every source."""
         poolings: dict[Site, list[str]] = {}
@@ -117,7 +123,7 @@ class Forward:
             poolings.setdefault(site, []).extend([how] if how else [])
         stack, model, entry = self.shortest(poolings)
         inner = {site: self.place(site, stack, entry) for site in poolings if self._is_inside(site)}
-        with Taps(inner, poolings, tokens) as taps:
+        with Taps(inner, poolings, tokens) as taps, apart(spans):  # not around the trial of a shorter model
             output = self.call(model, ids, mask, stack, **settings)
         for site in poolings.keys() - inner.keys():
             if site.kind == "hidden":
@@ -164,23 +170,39 @@ class Forward:
                 model = self.main_part(root) if stack == MAIN else root
                 if self._runs_right(model, entry, stack, depth):
                     return model, entry
+        return self._whole(stack), found.blocks[0].module
+
+    def _whole(self, stack: str) -> nn.Module:
+        """All blocks of a stack; without the main one's pooler."""
         whole = without_pooler(self.model)
-        return (self.main_part(whole) if stack == MAIN else whole), found.blocks[0].module
+        return self.main_part(whole) if stack == MAIN else whole
 
     def _runs_right(self, model: nn.Module, entry: nn.Module, stack: str, depth: int) -> bool:
-        """Whether a truncated copy gives the traced text the hidden state that the whole model gave it."""
-        site = Site(stack, "hidden", depth)
-        tokens = {stack: Tokens(1, self.probe.shape[1], None, None)}
+        """Whether a truncated copy gives a short text the hidden state that the whole model gives it.
+
+        Not the one of the traced text: the kernels may be others by now (`sonde.read.linear`), and in bfloat16 those
+        differ by more than a wrong copy of a model with massive activations may.
+        """
+        if stack not in self._means:
+            blocks = self.stacks[stack].blocks
+            self._means[stack] = self._probed(self._whole(stack), blocks[0].module, stack, range(len(blocks)))
+        expected = self._means[stack][depth]
         try:
-            with Taps({site: self.place(site, stack, entry)}, {site: ["mean"]}, tokens) as taps:
-                self.call(model, self.probe, None, stack)
+            found = self._probed(model, entry, stack, [depth]).get(depth)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             return False
-        found = taps.taken.get((site, "mean"))
-        expected = self.stacks[stack].means[depth]
         return found is not None and torch.allclose(
-            found[0].cpu(), expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())
+            found, expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())
         )
+
+    def _probed(self, model: nn.Module, entry: nn.Module, stack: str, depths: Iterable[int]) -> dict[int, Tensor]:
+        """Hidden states of the short text in a model whose first block is `entry`: means over its tokens, by depth."""
+        sites = {Site(stack, "hidden", depth): depth for depth in depths}
+        tokens = {stack: Tokens(1, self.probe.shape[1], None, None)}
+        places = {site: self.place(site, stack, entry) for site in sites}
+        with Taps(places, {site: ["mean"] for site in sites}, tokens) as taps:
+            self.call(model, self.probe, None, stack)
+        return {sites[site]: vectors[0].cpu() for (site, _), vectors in taps.taken.items()}
 
     def main_part(self, model: Any) -> Any:
         """The part of a model that runs the main stack alone."""

@@ -263,8 +263,8 @@ _CURRENT: ContextVar[tuple[Span, ...] | None] = ContextVar("spans", default=None
 
 
 @contextmanager
-def apart(spans: tuple[Span, ...]) -> Iterator[None]:
-    """Let no text attend to its neighbours."""
+def apart(spans: tuple[Span, ...] | None) -> Iterator[None]:
+    """Let no text attend to its neighbours; None: rows are single texts, padded."""
     token = _CURRENT.set(spans)
     try:
         yield

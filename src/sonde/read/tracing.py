@@ -110,8 +110,6 @@ class Stack:
     """Width of hidden states 0..n."""
     ffn_widths: tuple[int, ...]
     """Width of what enters each down projection."""
-    means: Tensor
-    """float32 (layer, dim): hidden states 0..n-1 of the traced text, mean over its tokens."""
 
     @property
     def layers(self) -> int:
@@ -176,7 +174,6 @@ def find_stack(
         fields=blocks[0].fields,
         hidden_widths=tuple(state.shape[-1] for state in hidden_states),
         ffn_widths=tuple(call.entered.shape[-1] for call in downs if call.entered is not None),
-        means=torch.stack([state[0].float().mean(dim=0).cpu() for state in hidden_states[:-1]]),  # (layer, dim)
     )
 
 
