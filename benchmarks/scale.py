@@ -479,7 +479,7 @@ def _assumptions(content: Mapping[str, Any]) -> str:
         "Estimated, not measured. A text is handled (read, tokenised, written) and computed. Its operations are two a "
         "parameter of the layers and token, and those of attention. The longest run above and "
         f"{content['other']['rows']:,} rows of the same texts through a model of {found['check']['other']['layers']} "
-        f"layers differ in them alone: {here['name']} sustains {here['flops'] / 1e9:,.0f} GFLOP/s, and a text takes "
+        f"layers differ in them alone: this machine sustains {here['flops'] / 1e9:,.0f} GFLOP/s, and a text takes "
         f"{1e6 * found['handling_core_seconds']:,.0f} microseconds of a core, and what a core takes for its tokens "
         f"({content['tokens_a_core_second']:,} a second). On AG News ({content['tokens']['ag_news']} tokens), which is "
         f"not used, that foretells {checks}. For {there['name']} it is assumed: {there['share']:.0%} of its stated "
