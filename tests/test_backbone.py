@@ -908,6 +908,19 @@ def test_bfloat16_is_chosen_only_where_the_processor_has_units_and_they_pay(monk
     assert precision.choose_dtype("auto", torch.device("mps")) == torch.float32
 
 
+@pytest.mark.parametrize("how", ["off", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(("gain", "expected"), [(0.3, torch.float32), (2.0, torch.bfloat16)])
+def test_units_that_torch_may_not_use_are_measured(monkeypatch, how, gain, expected):
+    monkeypatch.setattr(precision, "_has", lambda features: "avx512_bf16" in features)
+    monkeypatch.setattr(precision, "_bfloat16_gain", lambda: gain)
+    if how == "off":
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    else:
+        monkeypatch.setenv(how, "AVX2")
+    assert precision.reported_dtype(torch.device("cpu")) == torch.float32
+    assert precision.choose_dtype("auto", torch.device("cpu")) == expected
+
+
 def test_figures_name_the_units_that_they_were_made_with(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x", "amx_bf16": True, "bf16": False})
     monkeypatch.setattr(precision, "Path", lambda _: Path("/nowhere"))

@@ -111,7 +111,6 @@ def test_side_by_side_no_layer_runs_above_the_deepest_site(family: str) -> None:
     backbone, texts = brain(family), beside(texts_of([30, 17, 9, 3]))
     for depth in range(backbone.layers[MAIN] + 1):
         backbone._forward._shorter.clear()  # as in a new process: the first texts that it meets are packed
-        backbone._forward._means.clear()
         wanted: list[Wanted] = [(Site(MAIN, "hidden", depth), "mean")]
         backbone.read_packed(texts, wanted)  # which also tests a shorter copy
         calls = tiny.count_blocks(backbone, lambda wanted=wanted: backbone.read_packed(texts, wanted))

@@ -380,6 +380,18 @@ def test_a_csv_is_written_with_the_separators_of_the_one_that_it_comes_from(
     assert (tmp_path / "plain.csv").read_text() == f'text{sign}label\n"one, two; three"{sign}x\n'
 
 
+@pytest.mark.parametrize(
+    "head", ["sep=|\nid|text\n1|a\n", "id;text\n1;a\n", 'sep=;\n"a ""b""";text\n1;a\n', '"two\nlines";text\n1;a\n']
+)
+@pytest.mark.parametrize("name", ["label", 'probability_say "good"', "two\nlines"])
+def test_what_is_written_like_a_strange_csv_is_read_back(tmp_path: Path, head: str, name: str) -> None:
+    source = put(tmp_path, "t.csv", head)
+    columns = {"first": ["a|b", "one, two"], name: ["x;y", "z"]}
+    with TableWriter(tmp_path / "out.csv", like=source) as writer:
+        writer.write(columns)
+    assert read_table(tmp_path / "out.csv").columns == columns
+
+
 @pytest.mark.parametrize("columns", [None, ["text"], ["text", "label"]])
 def test_a_header_that_a_sign_splits_names_the_row_that_it_does_not(tmp_path: Path, columns: list[str] | None) -> None:
     path = put(tmp_path, "t.csv", "text;label\nhello; you;x\nb;y\n")

@@ -7,6 +7,7 @@ bfloat16_units  what the processor multiplies bfloat16 with
 DTYPES          the explicit types by name
 """
 
+import os
 import time
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,9 @@ from sonde.errors import ArgumentError, BackboneError, choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """float16 is left out: its largest value is 65,504, and the massive activations of many decoders overflow it."""
-_FAST = frozenset({"amx_bf16", "avx512_bf16"})  # of x86: at least twice as fast as float32, wherever they are
+_FAST = frozenset({"amx_bf16", "avx512_bf16"})  # of x86: large products in half the time of float32, or less
 _UNITS = frozenset({"bf16", "sve_bf16"})  # of ARM: what torch makes of them depends on how it was built
+_HELD_BACK = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables that keep oneDNN from using what there is
 _LEAST_GAIN = 1.3  # below this, the coarser type buys too little
 _GEMM = (1024, 768, 768)  # tokens x width x width: a batch of a small encoder, 1.2 GFLOP
 _REPEATS = 7  # the best of 7 stands against other work on the machine
@@ -49,20 +51,21 @@ def choose_device(name: str = "auto") -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the floating type of this name; "auto" decides by the hardware.
 
-    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 on x86 with units for it (AMX, AVX512-BF16), on ARM with
-    units for it if a short matrix product runs at least 1.3 times faster with it; without such units it can be a
-    hundred times slower. A measurement can come out differently on a busy machine, so it is made only where needed.
+    CUDA: bfloat16 where supported. MPS: float32. CPU: bfloat16 on x86 with units for it (AMX, AVX512-BF16) that oneDNN
+    may use; on ARM with units, and where oneDNN is off or held back, if a short matrix product runs at least 1.3 times
+    faster with it; without such units it can be a hundred times slower. A measurement can come out differently on a
+    busy machine, so it is made only where needed.
     """
     if name != "auto":
         return DTYPES[choose("dtype", name, ["auto", *DTYPES], ArgumentError) if name not in DTYPES else name]
     reported = reported_dtype(device)
-    if reported == torch.float32 and device.type == "cpu" and _has(_UNITS) and _bfloat16_gain() >= _LEAST_GAIN:
+    if reported == torch.float32 and device.type == "cpu" and _has(_FAST | _UNITS) and _bfloat16_gain() >= _LEAST_GAIN:
         return torch.bfloat16
     return reported
 
 
 def reported_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where a GPU supports it or an x86 processor has units for it, else float32.
+    """Return bfloat16 where a GPU supports it or an x86 processor has units for it that oneDNN may use, else float32.
 
     Nothing is measured, so the same seed trains the same head in every process of a machine.
     """
@@ -70,7 +73,8 @@ def reported_dtype(device: torch.device) -> torch.dtype:
         with torch.cuda.device(device):
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _has(_FAST)
+        used = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+        fast = device.type == "cpu" and used and _has(_FAST) and not any(name in os.environ for name in _HELD_BACK)
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -62,13 +62,13 @@ class Forward:
         self.stacks: dict[str, Stack] = {}
         self.pooler_width: int | None = None
         self._shorter: dict[tuple[str, int], tuple[nn.Module, nn.Module]] = {}
-        self._means: dict[str, dict[int, Tensor]] = {}
         self.probe = probe
         with torch.inference_mode():
             last = self._trace(probe, name)
             self.causal = self._is_causal(probe)
             self.bears_pads = self._pads_change(probe, last) < LEAK.get(last.dtype, 1e-2)
             self._first_position = self._find_first_position(last) if keeps_apart and not self.has_decoder else None
+            self._means = {stack: self._whole_means(stack) for stack in self.stacks}
         self.packs = self._first_position is not None
 
     def tensors(self) -> Iterator[Tensor]:
@@ -180,12 +180,9 @@ class Forward:
     def _runs_right(self, model: nn.Module, entry: nn.Module, stack: str, depth: int) -> bool:
         """Whether a truncated copy gives a short text the hidden state that the whole model gives it.
 
-        Not the one of the traced text: the kernels may be others by now (`sonde.read.linear`), and in bfloat16 those
-        differ by more than a wrong copy of a model with massive activations may.
+        Both are pooled alike: in bfloat16 a mean is rounded by more than a wrong copy may differ. The whole model ran
+        when it was traced: its blocks may now bear the hooks of a reading that goes on.
         """
-        if stack not in self._means:
-            blocks = self.stacks[stack].blocks
-            self._means[stack] = self._probed(self._whole(stack), blocks[0].module, stack, range(len(blocks)))
         expected = self._means[stack][depth]
         try:
             found = self._probed(model, entry, stack, [depth]).get(depth)
@@ -194,6 +191,11 @@ class Forward:
         return found is not None and torch.allclose(
             found, expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())
         )
+
+    def _whole_means(self, stack: str) -> dict[int, Tensor]:
+        """What `_probed` finds in the whole model at every depth below the last."""
+        blocks = self.stacks[stack].blocks
+        return self._probed(self._whole(stack), blocks[0].module, stack, range(len(blocks)))
 
     def _probed(self, model: nn.Module, entry: nn.Module, stack: str, depths: Iterable[int]) -> dict[int, Tensor]:
         """Hidden states of the short text in a model whose first block is `entry`: means over its tokens, by depth."""

@@ -27,7 +27,7 @@ SHOWN_CLASSES = 20
 def fit(result: Result) -> None:
     """What was trained, on what, how well it does out of fold, how long it took."""
     seconds, held = result["seconds"], result["out_of_fold"]
-    drawn = f" drawn from {result['drawn_from']:,}" if "drawn_from" in result else ""
+    drawn = f" drawn from {result['drawn_from']:,}" if result.get("drawn_from", 0) > result["rows"] else ""
     facts(
         {
             "model": result["model"],

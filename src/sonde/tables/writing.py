@@ -21,6 +21,8 @@ from sonde.tables.reading import delimiter_of
 from sonde.tables.table import DELIMITERS, SIGNS, Columns, kind_of
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+_UNCLEAR = re.compile('["\r\n]')
+"""In a header, what keeps readers from telling what separates it."""
 
 
 def write_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]) -> None:
@@ -42,7 +44,7 @@ class TableWriter:
     like : str or path, optional
         The file that the columns were read from. If both are .parquet, columns keep the types that they have there;
         otherwise the types of a .parquet file are those of the first stretch. If both are .csv, fields are separated
-        as they are there.
+        as they are there, where every reader would see it: by a comma if a column's name holds a quote or a line end.
 
     Attributes
     ----------
@@ -60,12 +62,8 @@ class TableWriter:
         self.like = None if like is None else Path(like)
         self.typical: Mapping[str, Sequence[object]] = {}
         self._kind = kind_of(self.path)
-        self._delimiter = signs = DELIMITERS.get(self._kind, "")
-        if self.like is not None and self._kind == kind_of(self.like) == "csv":
-            self._delimiter, _ = delimiter_of(self.like, None)
-            signs = signs if self._delimiter == signs else "".join(SIGNS)  # so that no reader takes another
-        self._special = re.compile(f'["\r\n{signs}]|^[ \ufeff]|[ ]$')
         self._names: list[str] | None = None
+        self._sign = ""
         self._parquet: Any = None
         self._stack = ExitStack()
         self._file: Any = None
@@ -93,8 +91,22 @@ class TableWriter:
         begins, self._names = self._names is None, list(cells)
         if self._kind == "jsonl":
             self._file.write(_jsonl(cells))
-        else:
-            self._file.write(_delimited(cells, self._delimiter, self._special, begins))
+            return None
+        if begins:
+            self._sign = self._separator(self._names)
+        self._file.write(_delimited(cells, self._sign, self._usual, begins))
+        return None
+
+    @property
+    def _usual(self) -> str:
+        return DELIMITERS[self._kind]
+
+    def _separator(self, names: Sequence[str]) -> str:
+        """That of the file which the columns were read from, if it is a .csv, and readers will find it again."""
+        if self.like is None or not self._kind == kind_of(self.like) == "csv" or _UNCLEAR.search("".join(names)):
+            return self._usual
+        sign, _ = delimiter_of(self.like, None)
+        return sign if sign in SIGNS else self._usual
 
     def _check(self, cells: Columns) -> None:
         if self._names is not None and list(cells) != self._names:
@@ -161,11 +173,13 @@ def _sound(cell: object) -> object:
     return {_sound(key): _sound(member) for key, member in cell.items()} if isinstance(cell, dict) else cell
 
 
-def _delimited(cells: Columns, delimiter: str, special: re.Pattern[str], begins: bool) -> bytes:
+def _delimited(cells: Columns, delimiter: str, usual: str, begins: bool) -> bytes:
     """Return rows as RFC 4180 text with \\n at line ends.
 
     Not csv.writer: with \\n at line ends it leaves a carriage return unquoted, and no reader finds the text again.
     """
+    signs = delimiter if delimiter == usual else "".join(SIGNS)  # so that no reader takes another
+    special = re.compile(f'["\r\n{signs}]|^[ \ufeff]|[ ]$')
     rows: Iterable[Sequence[object]] = zip(*cells.values(), strict=True)
     lines = [delimiter.join(_quoted(_plain(cell), special) for cell in row) or '""' for row in rows]
     if begins:
