@@ -98,7 +98,7 @@ def test_each_variant_switches_one_defect_on():
     }  # fmt: skip
     assert changed["pads"] == {"pads"}
     assert changed["softmax"] == {"loss"}
-    assert changed["unscaled"] == {"standardise", "scaled", "normalise"}
+    assert changed["unscaled"] == {"standardise", "calibrated", "normalise"}
     assert changed["slow"] == {"learning_rates", "batch", "averaging", "patience"}
     assert changed["all"] > changed["pads"] | changed["softmax"] | changed["unscaled"] | changed["slow"]
 

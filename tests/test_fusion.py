@@ -103,30 +103,6 @@ def test_power_normalise_does_not_overflow():
     assert values.tolist() == [-1.0, 0.0, 1.0]
 
 
-@given(equal_blocks(widest=3))
-@settings(deadline=None)
-def test_unit_products_equal_a_loop(blocks):
-    actual = fusion.unit_products(torch.stack(tensors(blocks), dim=1))
-    for r in range(len(blocks[0])):
-        unit = []
-        for block in blocks:
-            length = math.sqrt(sum(value * value for value in block[r]))
-            unit.append([value / length if length > 1e-9 else math.nan for value in block[r]])
-        for i, x in enumerate(unit):
-            for j, y in enumerate(unit):
-                expected = sum(a * b for a, b in zip(x, y, strict=True))
-                assert math.isnan(expected) or float(actual[r, i, j]) == pytest.approx(expected, abs=1e-6)
-    assert torch.isfinite(actual).all()
-
-
-def test_a_block_of_zeros_has_products_and_gradients_of_zero():
-    x = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]], requires_grad=True)
-    products = fusion.unit_products(x)
-    assert products.detach().tolist() == [[[0.0, 0.0], [0.0, 1.0]]]
-    products.sum().backward()
-    assert torch.isfinite(x.grad).all()
-
-
 @given(equal_blocks())
 @settings(deadline=None)
 def test_median_product_equals_a_loop_over_pairs_of_different_blocks(blocks):
@@ -177,6 +153,25 @@ def test_standardise_equals_numpy_and_weights_equal_repeats():
         np.testing.assert_allclose(standardise(torch.from_numpy(block)).numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_block_as_a_whole_keeps_its_directions_and_has_root_mean_square_1():
+    rng = np.random.default_rng(0)
+    block, weights = rng.normal(3, 5, (40, 6)).astype(np.float32), rng.integers(0, 4, 40)
+    standardise = Standardise(6, whole=True)
+    standardise.measure(torch.from_numpy(block), torch.from_numpy(weights).float(), torch.arange(40))
+    many = np.repeat(block, weights, axis=0)
+    expected = block / np.sqrt(np.square(many, dtype=np.float64).mean())
+    np.testing.assert_allclose(standardise(torch.from_numpy(block)).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(standardise.mean.numpy(), many.mean(0), rtol=1e-4)  # where explanations start
+    standardise.measure(torch.zeros(40, 6), torch.ones(40), torch.arange(40))
+    assert torch.isfinite(standardise(torch.from_numpy(block))).all()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_only_blocks_that_are_multiplied_are_scaled_as_a_whole(row):
+    network = FusionNetwork(row, Roles((6,), (6, 6) if row > 4 else ()), 3, DEFAULT)
+    assert {to.whole for to in network.standardise} == {row in (14, 15)}
+
+
 def test_a_unit_that_is_nearly_shut_is_not_scaled():
     block = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     block[:, 3] *= 1e-12  # GELU, far below 0
@@ -214,7 +209,7 @@ def made(row: int, deep: list[torch.Tensor], sentences: list[torch.Tensor], **op
     widths = Roles(tuple(b.shape[1] for b in roles.deep), tuple(b.shape[1] for b in roles.sentences))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(2)
-        module = Fusion(ROWS[row], widths, **{"scaled": False, "dropout": 0.5, **options}).eval()
+        module = Fusion(ROWS[row], widths, **{"calibrated": False, "dropout": 0.5, **options}).eval()
         return module, module(roles.deep, roles.sentences)
 
 
@@ -244,22 +239,17 @@ def test_rows_without_maps_equal_a_loop(number, layers):
         close(actual[r], fused)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("number", [14, 15])
 @pytest.mark.parametrize("sentence_widths", [(4, 4), (3, 4, 4), (4,), (2, 5)])
-def test_rows_with_maps_equal_a_loop(number, sentence_widths, scaled):
+def test_rows_with_maps_equal_a_loop(number, sentence_widths):
     deep, sentences = some_blocks(sentence_widths=sentence_widths)
-    module, actual = made(number, deep, sentences, scaled=scaled)
+    module, actual = made(number, deep, sentences)
     common = max(sentence_widths)
     for r in range(5):
         stacked = [loop_map(to[0], block[r], relu=True) for to, block in zip(module.co.deep_maps, deep, strict=True)]
         for to, block in zip(module.co.sentence_maps, sentences, strict=True):
             narrow = block.shape[1] < common
             stacked.append(loop_map(to, block[r], relu=False) if narrow else [float(v) for v in block[r]])
-        if scaled:
-            stacked = [
-                [v / (math.sqrt(sum(w * w for w in row)) or 1) for v in row] for row in stacked
-            ]  # ReLU can give 0
         fused = loop_co_occurrence([[row] for row in stacked], 0.2)[0]
         if number == 15:
             fused += [sum(float(block[r, f]) for block in deep) / len(deep) for f in range(6)]
@@ -279,17 +269,17 @@ def test_the_papers_sizes():
     """Table 1 and the released code: 7 blocks give 49 values, row 15 has 49 + 4096 = 4145."""
     widths = Roles((4096,) * 5, (1024, 1024))
     with torch.device("meta"):
-        assert Fusion(ROWS[14], widths, scaled=False, dropout=0.5).width == 49
-        assert Fusion(ROWS[15], widths, scaled=False, dropout=0.5).width == 4145
-        assert Fusion(ROWS[13], widths, scaled=False, dropout=0.5).width == 5 * 4096 + 2 * 1024
+        assert Fusion(ROWS[14], widths, calibrated=False, dropout=0.5).width == 49
+        assert Fusion(ROWS[15], widths, calibrated=False, dropout=0.5).width == 4145
+        assert Fusion(ROWS[13], widths, calibrated=False, dropout=0.5).width == 5 * 4096 + 2 * 1024
 
 
 def test_calibrate_sets_sigma_to_one_over_the_median_product():
     deep, sentences = some_blocks()
-    module, _ = made(14, deep, sentences, scaled=True)
+    module, _ = made(14, deep, sentences, calibrated=True)
     module.co.calibrate(deep, sentences)
     with torch.no_grad():
-        x = torch.nn.functional.normalize(module.co.stack(deep, sentences), dim=2)
+        x = module.co.stack(deep, sentences)
     pairs = [abs(float(x[r, i] @ x[r, j])) for r in range(5) for i in range(5) for j in range(i)]
     assert float(module.co.sigma) == pytest.approx(1 / statistics.median_low(pairs), rel=1e-4)
     values = module(deep, sentences).detach().abs()
@@ -298,14 +288,14 @@ def test_calibrate_sets_sigma_to_one_over_the_median_product():
 
 def test_calibrate_leaves_the_papers_sigma_alone():
     deep, sentences = some_blocks()
-    module, _ = made(14, deep, sentences, scaled=False)
+    module, _ = made(14, deep, sentences, calibrated=False)
     module.co.calibrate(deep, sentences)
     assert float(module.co.sigma) == pytest.approx(0.2)
 
 
 def test_gradients_reach_the_maps_through_pn_and_products():
     deep, sentences = some_blocks(sentence_widths=(4, 3))
-    module, _ = made(14, deep, sentences, scaled=True)
+    module, _ = made(14, deep, sentences, calibrated=True)
     module(deep, sentences).sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in module.parameters())
 
@@ -367,6 +357,6 @@ def test_pooling_deep_blocks_of_different_widths_is_refused():
     widths = Roles((6, 4), (4,))
     for number, operator in ((2, "Avg"), (3, "Max"), (15, "Avg")):
         with pytest.raises(RecipeError, match=f"{operator} needs deep blocks of one width, but they have 6, 4"):
-            Fusion(ROWS[number], widths if number == 15 else Roles((6, 4), ()), scaled=True, dropout=0.0)
-    assert Fusion(ROWS[7], widths, scaled=True, dropout=0.0).width == 14
-    assert Fusion(ROWS[14], widths, scaled=True, dropout=0.0).width == 9
+            Fusion(ROWS[number], widths if number == 15 else Roles((6, 4), ()), calibrated=True, dropout=0.0)
+    assert Fusion(ROWS[7], widths, calibrated=True, dropout=0.0).width == 14
+    assert Fusion(ROWS[14], widths, calibrated=True, dropout=0.0).width == 9

@@ -78,7 +78,7 @@ VARIANTS: dict[str, Variant] = {
     "clean": Variant("none", DEFAULT),
     "pads": Variant("(a) mean over pad positions", DEFAULT, pads=True),
     "softmax": Variant("(b) softmax before cross entropy", DEFAULT, loss=softmax_first),
-    "unscaled": Variant("(c) unscaled input", replace(DEFAULT, standardise=False, scaled=False, normalise=False)),
+    "unscaled": Variant("(c) unscaled input", replace(DEFAULT, standardise=False, calibrated=False, normalise=False)),
     "slow": Variant("(d) learning rate 1e-4, batch 1024", _SLOW),
     "all": Variant("(e) all four, with the paper's head", PAPER, loss=softmax_first, pads=True),
 }

@@ -178,16 +178,6 @@ def products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block 
     return found + (turned - turned.detach())
 
 
-def unit_products(x: Float[Tensor, "row block feature"]) -> Float[Tensor, "row block block"]:
-    """X X^T after the blocks of each row are scaled to length 1; a block of zeros stays zero.
-
-    The products are divided by the lengths, which stand on the diagonal: far fewer numbers than X.
-    """
-    raw = products(x)  # row block block
-    inverse = raw.diagonal(dim1=1, dim2=2).clamp_min(1e-24).rsqrt()  # row block
-    return raw * inverse[:, :, None] * inverse[:, None, :]
-
-
 def co_occurrence(x: Float[Tensor, "row block feature"], sigma: float | Tensor) -> Float[Tensor, "row pair"]:
     """Co: PN of the flattened block x block matrix X X^T (Table 1, row 14: 7 x 7 gives 49 values)."""
     return power_normalise(products(x).flatten(1), sigma)  # row block block -> row pair
@@ -230,8 +220,8 @@ class CoOccurrence(nn.Module):
     ----------
     deep_widths, sentence_widths : sequence of int
         Features of each block.
-    scaled : bool
-        True: rows of X have length 1 and `calibrate` sets sigma. False (the paper): raw X, sigma .2.
+    calibrated : bool
+        True: `calibrate` sets sigma. False (the paper): it stays .2.
     dropout : float
         On the mapped deep blocks.
     """
@@ -239,11 +229,11 @@ class CoOccurrence(nn.Module):
     sigma: Tensor
 
     def __init__(
-        self, deep_widths: Sequence[int], sentence_widths: Sequence[int], *, scaled: bool, dropout: float
+        self, deep_widths: Sequence[int], sentence_widths: Sequence[int], *, calibrated: bool, dropout: float
     ) -> None:
         super().__init__()
         common = max(sentence_widths)
-        self.scaled = scaled
+        self.calibrated = calibrated
         self.deep_maps = nn.ModuleList(
             nn.Sequential(nn.Linear(width, common), nn.ReLU(), Dropout(dropout)) for width in deep_widths
         )
@@ -261,17 +251,14 @@ class CoOccurrence(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, deep: Sequence[Tensor], sentences: Sequence[Tensor]) -> None:
-        """Set sigma to 1 / median |x.y| over training rows, if the rows of X are scaled."""
-        if self.scaled:
-            median = median_product(unit_products(self.stack(deep, sentences)))
+        """Set sigma to 1 / median |x.y| over training rows, where it is not the paper's."""
+        if self.calibrated:
+            median = median_product(products(self.stack(deep, sentences)))
             self.sigma.fill_(1 / max(median, 1e-6))  # all products zero: any finite sigma gives zero
 
     def forward(self, deep: Sequence[Tensor], sentences: Sequence[Tensor]) -> Float[Tensor, "row pair"]:
         """Fuse a batch."""
-        x = self.stack(deep, sentences)  # row block feature
-        if self.scaled:
-            return power_normalise(unit_products(x).flatten(1), self.sigma)
-        return co_occurrence(x, self.sigma)
+        return co_occurrence(self.stack(deep, sentences), self.sigma)
 
 
 class Fusion(nn.Module):
@@ -282,8 +269,8 @@ class Fusion(nn.Module):
     row : FusionRow
     widths : Roles of int
         Features of each block that `assign` picked.
-    scaled : bool
-        Scaled co-occurrence (default setting) or raw (the paper's).
+    calibrated : bool
+        Whether sigma is chosen from the data (default setting) or the paper's.
     dropout : float
         On the mapped blocks of rows 14 and 15.
 
@@ -293,7 +280,7 @@ class Fusion(nn.Module):
         If Avg or Max meet deep blocks of different widths.
     """
 
-    def __init__(self, row: FusionRow, widths: Roles[int], *, scaled: bool, dropout: float) -> None:
+    def __init__(self, row: FusionRow, widths: Roles[int], *, calibrated: bool, dropout: float) -> None:
         super().__init__()
         self.row = row
         pooled = [name for name in ("Avg", "Max") if name in row.operators]
@@ -302,7 +289,7 @@ class Fusion(nn.Module):
         deep_width = widths.deep[0] if pooled else sum(widths.deep)
         self.co: CoOccurrence | None = None
         if row.learns_maps:
-            self.co = CoOccurrence(widths.deep, widths.sentences, scaled=scaled, dropout=dropout)
+            self.co = CoOccurrence(widths.deep, widths.sentences, calibrated=calibrated, dropout=dropout)
             self.width = self.co.width + (deep_width if pooled else 0)
         else:
             self.width = deep_width + sum(widths.sentences)
