@@ -254,8 +254,14 @@ class TestPage:
         assert page.locator("#table tbody td").all_inner_texts()[0::3] == ["the cold wind", "the rain"]
         assert page.locator("#which option:checked").inner_text() == "comment"
 
-    @pytest.mark.parametrize("content", ["id;text\n1;kalt, und nass\n", "sep=;\nid;text\n1;kalt, und nass\n"])
-    def test_semicolons_of_spreadsheets_are_understood(self, page: Any, tmp_path: Path, content: str, _: None) -> None:
+    @pytest.mark.parametrize(
+        ("content", "written"),
+        [("id;text\n1;kalt, und nass\n", ";"), ("sep=;\nid;text\n1;kalt, und nass\n", ";"),
+         ("sep=|\nid|text\n1|kalt, und nass\n", ",")],
+    )  # fmt: skip
+    def test_separators_of_spreadsheets_are_understood(
+        self, page: Any, tmp_path: Path, content: str, written: str, _: None
+    ) -> None:
         (tmp_path / "mail.csv").write_text(content)
         page.check("#header")
         page.set_input_files("#file", tmp_path / "mail.csv")
@@ -264,6 +270,11 @@ class TestPage:
         page.click("#label-all")
         page.wait_for_selector("#download:visible")
         assert page.locator("#table tbody td").all_inner_texts()[0] == "kalt, und nass"
+        with page.expect_download() as download:
+            page.click("#download")
+        head, first = download.value.path().read_text(encoding="utf-8-sig").splitlines()
+        assert head == written.join(["text", "label", "probability"])
+        assert next(csv.reader([first], delimiter=written))[0] == "kalt, und nass"
 
     def test_a_file_in_another_encoding_is_refused(self, page: Any, tmp_path: Path, _: None) -> None:
         (tmp_path / "mail.csv").write_bytes("text\nBitte kündigen\n".encode("cp1252"))

@@ -77,7 +77,7 @@ def to_markdown(content: Content) -> str:
         "## Empty cells",
         "\n".join(f"- {line}" for line in _reasons(content)) or "None.",
         "## Each cell again",
-        "\n".join(["```text", *(cell["command"] for cell in cells.values() if "command" in cell), "```"]),
+        "\n".join(["```text", *dict.fromkeys(c["command"] for c in cells.values() if "command" in c), "```"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -236,7 +236,9 @@ function showLabelled() {
 }
 
 function download() {
-  const content = write([["text", "label", "probability"], ...labelled.map(([text, label, sure]) => [text, label, Number(sure.toFixed(6))])]);
+  const lines = labelled.map(([text, label, sure]) => [text, label, Number(sure.toFixed(6))]);
+  const separator = source?.separator === ";" ? ";" : ","; // as the spreadsheet writes it that the file came from
+  const content = write([["text", "label", "probability"], ...lines], separator);
   const address = URL.createObjectURL(new Blob([content], { type: "text/csv;charset=utf-8" }));
   const link = element("a", "", { href: address, download: "labels.csv" });
   link.click();

@@ -2,7 +2,7 @@
 //
 // parse    the text of a file -> rows of cells (RFC 4180); separator null = each row is one cell, blank ones too
 // csv      the text of a .csv file -> { text, separator } for `parse`
-// write    rows of cells -> the text of a CSV file that spreadsheets read as data
+// write    rows of cells -> the text of a CSV file that spreadsheets read as data; separator "," or ";"
 
 export function parse(source, separator) {
   const rows = [];
@@ -40,7 +40,7 @@ function closes(text, start, separator) {
 // commas do not; or what a line of its own ("sep=;") says.
 export function csv(source) {
   const text = source.replace(/^\uFEFF/, "").replace(/\r\n?/g, "\n");
-  const told = /^\s*sep=([,;\t])[ ]*\n/.exec(text);
+  const told = /^\s*sep=([,;\t|])[ ]*\n/i.exec(text);
   if (told) return { text: text.slice(told[0].length), separator: told[1] };
   const head = text.split("\n").filter((line) => line.trim()).slice(0, 2);
   if (((head.at(-1) ?? "").match(/"/g) ?? []).length % 2) head.pop(); // its text goes on in the next line
@@ -53,11 +53,11 @@ export function csv(source) {
 // Spreadsheets run cells that begin so as formulas.
 const FORMULA = /^[=+\-@\t\r\n]/;
 
-export function write(rows) {
+export function write(rows, separator) {
   const cell = (value) => {
     const text = typeof value === "number" ? String(value) : String(value ?? "");
     const harmless = typeof value !== "number" && FORMULA.test(text) ? `'${text}` : text;
     return /[",;'\t\r\n]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
   };
-  return "\uFEFF" + rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  return "\uFEFF" + rows.map((row) => row.map(cell).join(separator)).join("\r\n") + "\r\n";
 }
