@@ -10,9 +10,8 @@ is. A line that is finished is kept: the same command goes on with those that ar
 
 rows     one process, several numbers of rows: memory and rate must not depend on them
 beside   one process and two, and with --ray two actors; a run that is killed half-way and goes on: equal bytes
-handling the same rows through a model that reads no layer: what a text takes beside its operations
-long     AG News in place of SST-2, through the model and a deeper one (or one of a layer, if it reads the last): the
-         points that the cost model is checked against
+other    a model that reads more layers, or fewer: what a text takes beside its operations follows from both
+long     AG News in place of SST-2, through both models: the points that the cost model is checked against
 
 run          measure, and write scale.{json,md}
 command_of   one command, watched
@@ -125,30 +124,29 @@ def run(
     long = read_split(data, "ag_news", "train").texts
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        model, other, none = root / "model", root / "other", root / "none"
+        model, other = root / "model", root / "other"
         trained = texts.take(TRAIN_ROWS)
-        for path, last in ((model, layer), (other, other_layer(layer)), (none, 0)):
+        for path, last in ((model, layer), (other, other_layer(layer))):
             sites = None if last is None else (f"hidden.{last}",)
             TextClassifier("linear", (backbone,), cache=None, sites=sites).fit(trained.texts, trained.labels).save(path)
         cells = opened(out / "scale.json", {
             "backbone": backbone, "layer": layer, "note": note, "sha256": sha256_of(texts.texts),
-            "threads": thread_count, "processor": machine.describe()["processor"], "beside": beside,
+            "threads": thread_count, "processor": machine.describe()["processor"],
         })  # fmt: skip
         for count in rows:
             _best(cells, f"rows|{count}", rounds, root, model, texts.texts, count)
         compared(cells, root, model, texts.texts, beside, ray)
-        _best(cells, "handling", rounds, root, none, texts.texts, beside)
         few = max(beside // 2, 100)
+        _best(cells, "other", rounds, root, other, texts.texts, few)
         _best(cells, "long|model", rounds, root, model, long, few)
         _best(cells, "long|other", rounds, root, other, long, few)
         if "tokens" not in cells:
-            files = {"rows": (texts.texts, rows[-1]), "beside": (texts.texts, beside), "long": (long, few)}
-            cells.put("tokens", tokenised(files, backbone))
+            cells.put("tokens", tokenised({"sst2": (texts.texts, rows[-1]), "ag_news": (long, few)}, backbone))
     return write_page(cells.path, to_markdown(cells.content))
 
 
 def other_layer(layer: int | None) -> int | None:
-    """What the model of the second check reads: the last layer, or the first where the model reads the last."""
+    """What the second model reads: the last layer, or the first where the first model reads the last."""
     return 1 if layer in (None, SMALL.layers) else None
 
 
@@ -191,12 +189,12 @@ def _numbered(texts: Sequence[str], number: int, generator: np.random.Generator)
     return " ".join([*(generator.permutation(words).tolist() if number >= len(texts) else words), str(number)])
 
 
-def tokenised(files: Mapping[str, tuple[Sequence[str], int]], backbone: str) -> dict[str, Any]:
-    """Mean number of tokens of some of the texts of each file, and how many a core makes in a second.
+def tokenised(sets: Mapping[str, tuple[Sequence[str], int]], backbone: str) -> dict[str, Any]:
+    """Mean number of tokens of some of the texts that were written of each set, and how many a core makes in a second.
 
     Parameters
     ----------
-    files : mapping of str to (texts that it was written from, how many were written)
+    sets : mapping of str to (texts, how many were written)
     """
     from sonde.read.sources import open_sources
     from sonde.read.view import tokenise
@@ -205,7 +203,7 @@ def tokenised(files: Mapping[str, tuple[Sequence[str], int]], backbone: str) -> 
     found: dict[str, float] = {}
     watch, made = machine.Stopwatch(), 0
     generator = np.random.default_rng(0)
-    for name, (texts, rows) in files.items():
+    for name, (texts, rows) in sets.items():
         few = [_numbered(texts, number, generator) for number in range(0, rows, max(rows // TRAIN_ROWS, 1))]
         tokens = sum(map(len, tokenise(few, source.backbone.tokenizer, source.view).ids))
         found[name], made = round(tokens / len(few), 1), made + tokens
@@ -314,7 +312,7 @@ def flops_of(backbone: Backbone, tokens: float) -> float:
 
 
 def gathered(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`rows`, `beside`, `handling`, `long`, the tokens, and what a billion texts `cost`."""
+    """`rows`, `beside`, `other`, `long`, the tokens, and what a billion texts `cost`."""
     cells = content["cells"]
     groups: dict[str, dict[str, Any]] = {"rows": {}, "beside": {}, "long": {}}
     for key, cell in cells.items():
@@ -324,7 +322,7 @@ def gathered(content: Mapping[str, Any]) -> dict[str, Any]:
     first = groups["beside"]["one process"]["sha256"]
     beside = {name: {**one, "equal": one["sha256"] == first} for name, one in groups["beside"].items()}
     rows = dict(sorted(groups["rows"].items(), key=lambda item: int(item[0])))
-    found = {**content, "rows": rows, "beside": beside, "long": groups["long"], "handling": cells["handling"]}
+    found = {**content, "rows": rows, "beside": beside, "long": groups["long"], "other": cells["other"]}
     found |= cells["tokens"]
     return {**found, "cost": cost(found)}
 
@@ -337,17 +335,18 @@ def _seconds(cell: Mapping[str, Any]) -> float:
 def cost(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a billion texts take: hours and dollars, estimated; the model is checked against what was measured.
 
-    A text takes time of its own (it is read, tokenised and written) and time for its operations. A model that reads no
-    layer has the first alone, so both follow from two rates on the same file of SST-2; they foretell those on AG News.
+    A text takes time of its own (it is read, tokenised and written) and time for its operations. Two models on the same
+    texts differ in the second alone, so both follow from their rates on SST-2; with them those on AG News are foretold.
     """
     tokens, a_core = content["tokens"], content["tokens_a_core_second"]
     cores, layer = content["machine"]["cores"], content["setting"]["layer"]
     read = {"model": _of_layers(layer), "other": _of_layers(other_layer(layer))}
-    handled = _seconds(content["handling"])
-    computed = _seconds(content["beside"]["one process"]) - handled
-    operations = flops_of(read["model"], tokens["beside"])
-    sustained = operations / computed if computed > 0 else math.inf  # by chance, of a few rows
-    base = max(handled * cores - tokens["beside"] / a_core, 0.0)  # seconds of a core and text, but for its tokens
+    took = {"model": _seconds(list(content["rows"].values())[-1]), "other": _seconds(content["other"])}
+    more = flops_of(read["other"], tokens["sst2"]) - flops_of(read["model"], tokens["sst2"])
+    longer = took["other"] - took["model"]
+    sustained = more / longer if more * longer > 0 else math.inf  # by chance, of a few rows
+    handled = took["model"] - flops_of(read["model"], tokens["sst2"]) / sustained
+    base = max(handled * cores - tokens["sst2"] / a_core, 0.0)  # seconds of a core and text, but for its tokens
     here = Hardware(f"this machine, {cores} cores", sustained, sustained, 1.0, CORE_DOLLARS * cores, cores, False)
     reached = H100_PEAK * H100_SHARE
     there = Hardware(
@@ -358,7 +357,7 @@ def cost(content: Mapping[str, Any]) -> dict[str, Any]:
         """Seconds of a text: handling, computing."""
         return (base + length / a_core) / hardware.cores, flops_of(backbone, length) / hardware.flops
 
-    checks = {name: (sum(parts(read[name], here, tokens["long"])), _seconds(content["long"][name])) for name in read}
+    checks = {name: (sum(parts(read[name], here, tokens["ag_news"])), _seconds(content["long"][name])) for name in read}
     return {
         "check": {
             name: {
@@ -410,8 +409,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "Written by `python benchmarks/scale.py`; every figure comes from `scale.json` beside this page.",
         " ".join(filter(None, [machine.sentence(content["machine"]), setting["note"]])),
         f"`sonde predict` with a `linear` model on {layer} of {setting['backbone']}, no store; SST-2, repeated, words "
-        f"shuffled, each text with its number, {content['tokens']['rows']} tokens on average in the longest. Memory is "
-        "the sum of the peaks of all processes of the command; pages that they share count several times.",
+        f"shuffled, each text with its number, {content['tokens']['sst2']} tokens on average. Memory is the sum "
+        "of the peaks of all processes of the command; pages that they share count several times.",
         "## One process",
         table(["rows", "seconds", "rows/s", "2nd half / 1st", "peak MB", "2nd half / 1st"], list(_rows(content))),
         growth(content),
@@ -478,15 +477,14 @@ def _assumptions(content: Mapping[str, Any]) -> str:
     )
     return (
         "Estimated, not measured. A text is handled (read, tokenised, written) and computed. Its operations are two a "
-        f"parameter of the layers and token, and those of attention. The {content['handling']['rows']:,} rows of one "
-        f"process above ({content['tokens']['beside']} tokens) went through a model that reads no layer as well, at "
-        f"{1 / _seconds(content['handling']):,.0f} rows/s: a text takes {1e6 * found['handling_core_seconds']:,.0f} "
-        f"microseconds of a core, and what a core takes for its tokens ({content['tokens_a_core_second']:,} a second); "
-        f"in the rest of the time this machine sustains {here['flops'] / 1e9:,.0f} GFLOP/s. On AG News "
-        f"({content['tokens']['long']} tokens), which is not used, that foretells {checks}. For "
-        f"{there['name']} it is assumed: {there['share']:.0%} of its stated {there['peak'] / 1e12:,.0f} TFLOP/s in "
-        "bfloat16, while its cores handle texts as those here do; the slower of the two is the bound. "
-        f"Prices are assumed: ${here['dollars_an_hour']:.2f} and "
+        "parameter of the layers and token, and those of attention. The longest run above and "
+        f"{content['other']['rows']:,} rows of the same texts through a model of {found['check']['other']['layers']} "
+        f"layers differ in them alone: this machine sustains {here['flops'] / 1e9:,.0f} GFLOP/s, and a text takes "
+        f"{1e6 * found['handling_core_seconds']:,.0f} microseconds of a core, and what a core takes for its tokens "
+        f"({content['tokens_a_core_second']:,} a second). On AG News ({content['tokens']['ag_news']} tokens), which is "
+        f"not used, that foretells {checks}. For {there['name']} it is assumed: {there['share']:.0%} of its stated "
+        f"{there['peak'] / 1e12:,.0f} TFLOP/s in bfloat16, while its cores handle texts as those here do; the "
+        f"slower of the two is the bound. Prices are assumed: ${here['dollars_an_hour']:.2f} and "
         f"${there['dollars_an_hour']:.2f} an hour. Not counted: loading, moving files, machines that stand idle."
     )
 

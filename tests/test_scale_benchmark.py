@@ -59,7 +59,7 @@ def rate(layer: int | None, tokens: float) -> float:
 
 def content(layer: int | None = None) -> dict[str, Any]:
     other = 1 if layer is None else None
-    lines = [("handling", 0, 20), ("long|model", layer, 60), ("long|other", other, 60)]
+    lines = [("other", other, 20), ("long|model", layer, 60), ("long|other", other, 60)]
     one = {"rows": 10, "seconds": 4.0, "peak_mb": 500.0, "rows_a_second": 1000.0, "later_rate": 1.0, "later_mb": 1.0}
     one["rows_a_second"] = rate(layer, 20)
     return {
@@ -73,7 +73,7 @@ def content(layer: int | None = None) -> dict[str, Any]:
             "beside|one process": {**one, "sha256": "a"},
             "beside|killed half-way, and again": {**one, "sha256": "b"},
             **{key: {**one, "rows_a_second": rate(of, tokens)} for key, of, tokens in lines},
-            "tokens": {"tokens": {"rows": 21.0, "beside": 20.0, "long": 60.0}, "tokens_a_core_second": 100_000},
+            "tokens": {"tokens": {"sst2": 20.0, "ag_news": 60.0}, "tokens_a_core_second": 100_000},
         },
     }  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_a_rate_that_is_not_what_was_foretold_shows() -> None:
     slow["cells"]["long|other"]["rows_a_second"] /= 2
     assert SCALE.gathered(slow)["cost"]["check"]["other"]["ratio"] == 2.0
     assert "6 layers, where" in SCALE.to_markdown(slow) and "(a ratio of 2.00)" in SCALE.to_markdown(slow)
-    slow["cells"]["handling"]["rows_a_second"] = 1.0  # no layer, and yet slower: chance
+    slow["cells"]["other"]["rows_a_second"] = 1e9  # deeper, and yet faster: chance
     cost = SCALE.gathered(slow)["cost"]
     assert cost["hardware"][0]["flops"] == float("inf") and cost["estimated"][0]["bound"] == "handling"
 
@@ -150,8 +150,7 @@ def test_every_command_of_the_script(data: Path, monkeypatch: pytest.MonkeyPatch
         (200, ray, False),
         (200, (), True),
         (200, (), False),
-        (200, (), False),  # through no layer
-        *[(100, (), False)] * 2,
+        *[(100, (), False)] * 3,
     ]
     found = SCALE.gathered(json.loads(written[0].read_text(encoding="utf-8")))
     assert [one["equal"] for one in found["beside"].values()] == [True, True, False, True]
