@@ -7,10 +7,11 @@ write_json    the figures of a bench, at once or not at all
 write_page    the Markdown beside them
 table         heads and rows -> a table in Markdown
 share         how many of how many
+commands      what makes the cells again
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def share(some: int, whole: int) -> str:
     """`10,000 of 40,000`, or the number alone where it is all."""
     return f"{some:,} of {whole:,}" if some < whole else f"{some:,}"
+
+
+def commands(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """The commands that make the cells again, each once, as a block of Markdown."""
+    return "\n".join(["```text", *dict.fromkeys(c["command"] for c in cells.values() if "command" in c), "```"])

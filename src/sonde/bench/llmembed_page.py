@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sonde.bench import machine
-from sonde.bench.cells import table
+from sonde.bench.cells import commands, table
 from sonde.bench.curves import Line, draw
 from sonde.bench.datasets import TITLES
 from sonde.bench.paper import MEANS, SETS, TABLE_2, TABLE_3, TABLE_4, TABLE_5
@@ -77,7 +77,7 @@ def to_markdown(content: Content) -> str:
         "## Empty cells",
         "\n".join(f"- {line}" for line in _reasons(content)) or "None.",
         "## Each cell again",
-        "\n".join(["```text", *dict.fromkeys(c["command"] for c in cells.values() if "command" in c), "```"]),
+        commands(cells),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sonde.bench import machine
-from sonde.bench.cells import share, table
+from sonde.bench.cells import commands, share, table
 from sonde.bench.compare import CHANCE, bits, figure
 from sonde.bench.curves import Line, draw
 from sonde.bench.datasets import TITLES
@@ -59,7 +59,7 @@ def to_markdown(content: Content) -> str:
         "## Empty cells",
         "\n".join(f"- {line}" for line in _reasons(cells)),
         "## Each cell again",
-        "\n".join(["```text", *dict.fromkeys(c["command"] for c in cells.values() if "command" in c), "```"]),
+        commands(cells),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

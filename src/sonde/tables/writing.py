@@ -63,7 +63,7 @@ class TableWriter:
         self.typical: Mapping[str, Sequence[object]] = {}
         self._kind = kind_of(self.path)
         self._names: list[str] | None = None
-        self._sign = ""
+        self._delimiter, self._special = "", _UNCLEAR
         self._parquet: Any = None
         self._stack = ExitStack()
         self._file: Any = None
@@ -87,26 +87,26 @@ class TableWriter:
         cells = {name: _listed(column) for name, column in columns.items()}
         self._check(cells)
         if self._kind == "parquet":
-            return self._write_parquet(cells)
+            self._write_parquet(cells)
+            return
         begins, self._names = self._names is None, list(cells)
         if self._kind == "jsonl":
             self._file.write(_jsonl(cells))
-            return None
+            return
         if begins:
-            self._sign = self._separator(self._names)
-        self._file.write(_delimited(cells, self._sign, self._usual, begins))
-        return None
+            self._delimiter, self._special = self._separator(self._names)
+        self._file.write(_delimited(cells, self._delimiter, self._special, begins))
 
-    @property
-    def _usual(self) -> str:
-        return DELIMITERS[self._kind]
-
-    def _separator(self, names: Sequence[str]) -> str:
-        """That of the file which the columns were read from, if it is a .csv, and readers will find it again."""
-        if self.like is None or not self._kind == kind_of(self.like) == "csv" or _UNCLEAR.search("".join(names)):
-            return self._usual
-        sign, _ = delimiter_of(self.like, None)
-        return sign if sign in SIGNS else self._usual
+    def _separator(self, names: Sequence[str]) -> tuple[str, re.Pattern[str]]:
+        """That of the .csv which the columns were read from, if readers will find it again; what must be quoted."""
+        delimiter = signs = DELIMITERS[self._kind]
+        like = self.like if self._kind == "csv" else None
+        if like is not None and kind_of(like) == "csv" and not _UNCLEAR.search("".join(names)):
+            told, _ = delimiter_of(like, None)
+            delimiter = told if told in SIGNS else delimiter
+        if delimiter != signs:
+            signs = "".join(SIGNS)  # so that no reader takes another
+        return delimiter, re.compile(f'["\r\n{signs}]|^[ \ufeff]|[ ]$')
 
     def _check(self, cells: Columns) -> None:
         if self._names is not None and list(cells) != self._names:
@@ -173,13 +173,11 @@ def _sound(cell: object) -> object:
     return {_sound(key): _sound(member) for key, member in cell.items()} if isinstance(cell, dict) else cell
 
 
-def _delimited(cells: Columns, delimiter: str, usual: str, begins: bool) -> bytes:
+def _delimited(cells: Columns, delimiter: str, special: re.Pattern[str], begins: bool) -> bytes:
     """Return rows as RFC 4180 text with \\n at line ends.
 
     Not csv.writer: with \\n at line ends it leaves a carriage return unquoted, and no reader finds the text again.
     """
-    signs = delimiter if delimiter == usual else "".join(SIGNS)  # so that no reader takes another
-    special = re.compile(f'["\r\n{signs}]|^[ \ufeff]|[ ]$')
     rows: Iterable[Sequence[object]] = zip(*cells.values(), strict=True)
     lines = [delimiter.join(_quoted(_plain(cell), special) for cell in row) or '""' for row in rows]
     if begins:
