@@ -420,6 +420,8 @@ def test_explain_refuses_with_sentences(saved: Path, tmp_path: Path, run: Run) -
     for arguments, sentence in (
         ((saved / "linear",), "There is nothing to explain: give texts with --text, or a file of them"),
         ((saved / "linear", saved / "new.csv", "--text", "good"), "new.csv, not both."),
+        ((saved / "linear", "The ship is late. Again"), "no file 'The ship is late. Again'. If that is the text, give"),
+        ((saved / "linear", "late " * 99), "late ...'. If that is the text, give it with --text."),
         ((saved / "linear", "--text", " "), "Text 1 is blank"),
         ((saved / "linear", "--text", "good", "--label", "ship"), "it knows 3: post, rail, weather"),
         ((tmp_path, "--text", "good"), "is not a saved model: it has no sonde.json"),

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from sonde.read.blocks import Source
 from sonde.read.extract import read
 from sonde.read.forward import Forward
 from sonde.read.lanes import AHEAD, END_SECONDS, Lanes
+from sonde.read.packing import WIDER, Packed
 from sonde.read.reader import divide
 from sonde.read.sources import expand_blocks
 from sonde.read.stages import read_in_stages
@@ -350,7 +352,7 @@ def test_a_single_text_takes_one_thread(passes: list[tuple[str, int]]) -> None:
 
 
 LARGE = {
-    "packed": ("bert", "bfloat16", made_texts(400, 12)),
+    "a packed text": ("bert", "bfloat16", TEXTS[:1]),
     "bfloat16 that is not packed": ("t5", "bfloat16", made_texts(400, 12)),
     "one text": ("bert", "float32", TEXTS[:1]),
     "long texts": ("bert", "float32", ["one two three " * 8, "four five six " * 8, "seven eight nine " * 8]),
@@ -367,6 +369,44 @@ def test_what_takes_all_threads_together_in_a_large_model(
     source = Source(load_backbone(str(build(name)), dtype=dtype, device="cpu"), View(32))
     read(texts, {0: source}, expand_blocks(0, source, "hidden.*", "mean"))
     assert set(passes) == {(threading.current_thread().name, 2)}
+
+
+def test_packed_texts_of_a_large_model_go_side_by_side_while_memory_suffices(
+    passes: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "LITTLE", 0)
+    monkeypatch.setattr(reader, "BUDGET", 64)
+    source = Source(load_backbone(str(build("bert")), dtype="bfloat16", device="cpu"), View(32))
+    blocks, texts = expand_blocks(0, source, "hidden.*", "mean"), made_texts(400, 12)
+    found = read(texts, {0: source}, blocks)
+    assert set(passes) == {("sonde-lane", 1)}
+    lengths = [12] * 400
+    assert divide(lengths, source.backbone, packs=True)[0] == 2
+    assert divide(lengths, source.backbone, packs=True, side_by_side=False)[0] == 0
+    backward = read(texts[::-1], {0: source}, blocks).blocks
+    assert all((backward[name][::-1] == values).all() for name, values in found.blocks.items())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_packed_batches_are_filled_up_where_they_are_many_and_full(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(reader, "BUDGET", 512 - WIDER)
+    source = Source(load_backbone(str(build("bert")), dtype="bfloat16", device="cpu"), View(32))
+    sizes, whole = [], Forward.run_packed
+
+    def note(self: Forward, packed: Packed, *given: Any) -> object:
+        sizes.append(packed.ids.numel())
+        return whole(self, packed, *given)
+
+    monkeypatch.setattr(Forward, "run_packed", note)
+    for count in (60, 2000):  # of one lane's texts and of all
+        sizes.clear()
+        texts = made_texts(count, 30)
+        read(texts, {0: source}, expand_blocks(0, source, "hidden.*", "mean"))
+        assert max(sizes) <= 512
+    assert set(sizes) == {512}
 
 
 def test_batches_are_as_large_as_the_caller_says(monkeypatch: pytest.MonkeyPatch) -> None:

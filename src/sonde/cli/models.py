@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,7 @@ from sonde.errors import ArgumentError, DataError, warn
 from sonde.learn.recipes import SAMPLE_ROWS
 from sonde.plan import BUNDLE
 from sonde.scale.workers import TIMEOUT_SECONDS, Workers
+from sonde.tables import EXTENSIONS
 
 
 def fit(
@@ -255,6 +257,9 @@ def explain(
             raise ArgumentError("There is nothing to explain: give texts with --text, or a file of them.")
         if text and source:
             raise ArgumentError(f"Give texts with --text or the file {source}, not both.")
+        if source and " " in str(source) and not str(source).lower().endswith(EXTENSIONS):
+            shown = shorten(str(source), 60, placeholder=" ...")
+            raise DataError(f"There is no file {shown!r}. If that is the text, give it with --text.")
         from sonde.explanation import explain as explained
         from sonde.loading import load
 

@@ -32,9 +32,9 @@ from sonde.read.view import Pieces
 WIDER = 8
 """Tokens behind the last text, at least: so much wider than its texts a tile may be."""
 
-BUDGET = 6144 - WIDER
-"""On a CPU: all-MiniLM-L6-v2 reads 10 to 20% slower with rows of 2,048, up to 8% with 4,096, and no faster with 8,192
-(two cores; where freed memory is kept, see `sonde.heap`)."""
+BUDGET = 4096 - WIDER
+"""On a CPU, where rows go side by side, each on one thread (`sonde.read.lanes`): all-MiniLM-L6-v2 reads 2 to 10% slower
+with rows of 3,072, up to 5% with 2,048, and no faster with 6,144 (two cores; freed memory is kept, `sonde.heap`)."""
 
 ROOM = 1 / 64
 """Of the budget: less room than that stays empty; short texts of many lengths would fill it, each a span of its own."""

@@ -282,7 +282,8 @@ def read_pieces(
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     packs, halving = backbone.packs(wanted), halving or Halving(backbone.name)
     lanes, batches = divide(lengths, backbone, packs, token_budget, halving.side_by_side)
-    least = BUDGET + WIDER if token_budget is None and len(batches) >= MANY else 0
+    fills = packs and token_budget is None and sum(lengths) >= max(MANY, lanes) * BUDGET
+    least = BUDGET + WIDER if fills else 0
 
     def read(part: np.ndarray) -> tuple[np.ndarray, dict[Wanted, Tensor]]:
         if packs:  # parts of a batch are not filled up: that would take the memory that was lacking
@@ -315,13 +316,14 @@ def divide(
     """
     lanes = backbone.most_lanes() if side_by_side else min(backbone.most_lanes(), 1)
     little = sum(lengths) * backbone.multiplications * lanes <= LITTLE
-    if packs:
-        return lanes if little else 0, pack(lengths, token_budget or BUDGET)
-    if lanes and (little or backbone.dtype == torch.float32):  # others are not measured yet
-        batches = plan(lengths, share(lengths, token_budget or LANE_BUDGET, lanes))
+    most = BUDGET if packs else TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"])
+    grouped = pack if packs else plan
+    gains = (packs and side_by_side) or backbone.dtype == torch.float32  # others are not measured yet
+    if lanes and (little or gains):
+        batches = grouped(lengths, share(lengths, token_budget or (BUDGET if packs else LANE_BUDGET), lanes))
         if little or 2 * len(batches) > lanes:
             return lanes, batches
-    return 0, plan(lengths, token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
+    return 0, grouped(lengths, token_budget or most)
 
 
 def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
