@@ -26,7 +26,7 @@ from sonde.read.blocks import Source
 from sonde.read.extract import read
 from sonde.read.forward import Forward
 from sonde.read.lanes import AHEAD, END_SECONDS, Lanes
-from sonde.read.packing import WIDER, Packed
+from sonde.read.packing import WIDER, Packed, level, pack
 from sonde.read.reader import divide
 from sonde.read.sources import expand_blocks
 from sonde.read.stages import read_in_stages
@@ -342,6 +342,16 @@ def test_a_few_texts_make_a_batch_for_every_lane() -> None:
     assert len(plan(lengths, share(lengths, LANE_BUDGET, 2))) == 2
     assert len(plan(lengths[:4], share(lengths[:4], LANE_BUDGET, 2))) == 1
     assert share(lengths * 1000, LANE_BUDGET, 2) == LANE_BUDGET and share(lengths * 1000, 64, 2) == 64
+
+
+def test_lanes_have_as_many_packed_batches_each_until_there_are_many() -> None:
+    for lanes, count in ((1, 40), (2, 90), (2, 120), (2, 140), (3, 200), (4, 150)):
+        lengths = [40 + i % 30 for i in range(count)]
+        batches = pack(lengths, level(lengths, 1024, lanes))
+        tokens = sorted(sum(lengths[i] for i in batch) for batch in batches)
+        assert len(batches) % lanes == 0 and tokens[0] > 0.6 * tokens[-1], (lanes, count, tokens)
+    assert level([40] * 1000, 1024, 2) == level([40] * 1000, 1024, 4) == 1024
+    assert level([40] * 10, 1024, 2) == 1024
 
 
 def test_a_single_text_takes_one_thread(passes: list[tuple[str, int]]) -> None:

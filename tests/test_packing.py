@@ -63,7 +63,8 @@ def test_a_row_says_where_texts_and_their_content_stand() -> None:
 
 def test_there_are_few_lengths_of_rows() -> None:
     sizes = {beside([[5] * tokens]).ids.shape[1] for tokens in range(1, BUDGET + 1)}
-    assert all(size % STEP == 0 for size in sizes if size > 256) and len(sizes) == 31
+    assert all(size % STEP == 0 for size in sizes if size > 1024) and len(sizes) == 16 + 12 + 12
+    assert all(size % 64 == 0 for size in sizes if size > 256) and all(size % 16 == 0 for size in sizes)
     assert max(sizes) == BUDGET + WIDER
 
 

@@ -4,6 +4,7 @@ Span      texts of one length that stand side by side
 Packed    input of one forward pass
 Bags      what pooling asks of it
 pack      lengths -> batches of pieces under a token budget
+level     the budget under which few pieces make as many batches for each lane
 lay, beside   pieces of one batch, or any texts -> Packed
 Tile, tiles   a span in pieces of few shapes, for attention
 apart     while it lasts, attention keeps to the spans; `current` is what it asks
@@ -15,6 +16,7 @@ SST-2 held 2.2 times the memory of 10,000; packed they hold .98 to 1.01 times, a
 cores.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sonde.read.batching import LANE_TOKENS
 from sonde.read.view import Pieces
 
 WIDER = 8
@@ -43,9 +46,14 @@ MANY = 8
 """Of so many batches the last, which is seldom full, is filled up like the others: it is a small part of the work, and
 would bring another shape every time."""
 
-STEP, FEW, FEW_STEP = 256, 256, 16
-"""A batch is filled up with pads to a multiple of `STEP` tokens, one of at most `FEW` tokens to a multiple of
-`FEW_STEP`: so few lengths that each product is compiled once, so few pads that a single short text does not wait."""
+EVEN_ROUNDS = 4
+"""Pieces that make at most so many batches a lane are divided evenly: else one lane is idle while another reads the
+last batch. Of more pieces that is a small part."""
+
+STEPS = {256: 16, 1024: 64}
+STEP = 256
+"""A batch is filled up with pads to a multiple of `STEP` tokens, one of at most 256 tokens to a multiple of 16, of at
+most 1,024 to one of 64: so few lengths that each product is compiled once, so few pads that a few texts do not wait."""
 
 TILE_TOKENS = (1024, 512, 256, 128)
 """Tokens of a tile: a few shapes for each width. The largest fits into half of a full row, before or behind a text."""
@@ -200,6 +208,17 @@ def pack(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return batches
 
 
+def level(lengths: Sequence[int], token_budget: int, lanes: int) -> int:
+    """The token budget under which few pieces make as many batches for each lane; of many, the one that is given."""
+    tokens = sum(lengths)
+    for batches in range(lanes, lanes * EVEN_ROUNDS + 1, lanes):
+        room = max(min(lengths) // 2, max(lengths) // batches)  # pieces seldom fill a batch to the last token
+        most = math.ceil((1 + ROOM) * tokens / batches) + room
+        if tokens >= batches * LANE_TOKENS and most <= token_budget:
+            return most
+    return token_budget
+
+
 def lay(pieces: Pieces, batch: np.ndarray, pad_id: int, causal: bool, least: int = 0) -> Packed:
     """Put the pieces of one batch side by side, in a row of at least so many tokens."""
     return beside([pieces.ids[piece] for piece in batch], pad_id, pieces.content_start(causal), pieces.suffix, least)
@@ -255,7 +274,7 @@ def _wide(length: int) -> int:
 
 def _filled(tokens: int) -> int:
     least = tokens + WIDER
-    step = FEW_STEP if least <= FEW else STEP
+    step = next((step for most, step in STEPS.items() if least <= most), STEP)
     return -(-least // step) * step
 
 

@@ -26,7 +26,7 @@ from sonde.read.batching import LANE_BUDGET, TOKEN_BUDGET, collate, plan, share
 from sonde.read.blocks import Block, Source
 from sonde.read.lanes import LITTLE
 from sonde.read.memory import Halving
-from sonde.read.packing import BUDGET, MANY, WIDER, lay, pack
+from sonde.read.packing import BUDGET, EVEN_ROUNDS, MANY, WIDER, lay, level, pack
 from sonde.read.shards import is_finite
 from sonde.read.sites import MAIN, Site
 from sonde.read.store import Column, Store, block_bytes
@@ -282,7 +282,7 @@ def read_pieces(
     lengths, filler = [len(ids) for ids in pieces.ids], filler_id(backbone.tokenizer)
     packs, halving = backbone.packs(wanted), halving or Halving(backbone.name)
     lanes, batches = divide(lengths, backbone, packs, token_budget, halving.side_by_side)
-    fills = packs and token_budget is None and sum(lengths) >= max(MANY, lanes) * BUDGET
+    fills = packs and token_budget is None and sum(lengths) >= max(MANY, EVEN_ROUNDS * lanes) * BUDGET
     least = BUDGET + WIDER if fills else 0
 
     def read(part: np.ndarray) -> tuple[np.ndarray, dict[Wanted, Tensor]]:
@@ -316,14 +316,16 @@ def divide(
     """
     lanes = backbone.most_lanes() if side_by_side else min(backbone.most_lanes(), 1)
     little = sum(lengths) * backbone.multiplications * lanes <= LITTLE
-    most = BUDGET if packs else TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"])
-    grouped = pack if packs else plan
-    gains = (packs and side_by_side) or backbone.dtype == torch.float32  # others are not measured yet
-    if lanes and (little or gains):
-        batches = grouped(lengths, share(lengths, token_budget or (BUDGET if packs else LANE_BUDGET), lanes))
+    if packs:
+        budget = token_budget or BUDGET
+        batches = pack(lengths, level(lengths, budget, lanes) if lanes else budget)
+        beside = little or (side_by_side and 2 * len(batches) > lanes)
+        return lanes if beside else 0, batches
+    if lanes and (little or backbone.dtype == torch.float32):  # others are not measured yet
+        batches = plan(lengths, share(lengths, token_budget or LANE_BUDGET, lanes))
         if little or 2 * len(batches) > lanes:
             return lanes, batches
-    return 0, grouped(lengths, token_budget or most)
+    return 0, plan(lengths, token_budget or TOKEN_BUDGET.get(backbone.device.type, TOKEN_BUDGET["cpu"]))
 
 
 def _join(values: Tensor, pieces: Pieces, pooling: str, causal: bool) -> Tensor:
