@@ -212,9 +212,11 @@ def level(lengths: Sequence[int], token_budget: int, lanes: int) -> int:
     """The token budget under which few pieces make as many batches for each lane; of many, the one that is given."""
     tokens = sum(lengths)
     for batches in range(lanes, lanes * EVEN_ROUNDS + 1, lanes):
+        if tokens < batches * LANE_TOKENS:
+            break
         room = max(min(lengths) // 2, max(lengths) // batches)  # pieces seldom fill a batch to the last token
         most = math.ceil((1 + ROOM) * tokens / batches) + room
-        if tokens >= batches * LANE_TOKENS and most <= token_budget:
+        if most <= token_budget:
             return most
     return token_budget
 
