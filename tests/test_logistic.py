@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sonde.errors import SondeWarning
-from sonde.learn import logistic
+from sonde.learn import logistic, regressions
 from sonde.learn.calibration import fit_temperature, to_probabilities
 from sonde.learn.logistic import GRID, Logistic, fit
 from sonde.learn.metrics import log_loss, macro_f1
@@ -216,6 +216,37 @@ def test_rows_never_held_out_have_no_held_out_logits():
     assert held_out.shape == (120, 3) and held_out.dtype == np.float32
     assert (np.isnan(held_out).all(axis=1) == (problem.folds.held < 0)).all()
     assert np.isnan(held_out).any(axis=1).sum() == 3
+
+
+def test_directions_within_some_features_are_those_of_the_spectrum_cut_to_them(monkeypatch):
+    monkeypatch.setattr(regressions, "DIRECTIONS", 20)
+    x, _ = _draw(300, 60, 3)
+    standard = torch.from_numpy(_standard(x, np.ones(300)).astype(np.float32))
+    whole = regressions.principal(standard, np.ones(300, dtype=bool))
+    used = torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    used[:, 2], used[:, 3] = True, torch.arange(60) < 5  # all of them; fewer than there are directions
+    cut = whole.within(used)
+    values = torch.randn(60, 4, 3, generator=torch.Generator().manual_seed(1))
+    for fold, mask in enumerate(used.T):
+        directions, excess = cut.directions[fold], cut.variances[:, fold, 0] - cut.rest
+        plain = whole.directions[0] * mask[:, None]
+        expected = plain @ torch.diag(whole.variances[:, 0, 0] - whole.rest) @ plain.T
+        torch.testing.assert_close(directions @ torch.diag(excess) @ directions.T, expected, atol=1e-4, rtol=1e-4)
+        real = excess > 0
+        inner = directions[:, real].T @ directions[:, real]
+        torch.testing.assert_close(inner, torch.eye(int(real.sum())), atol=1e-4, rtol=0)
+        torch.testing.assert_close(cut.inward(values)[:, fold], directions.T @ values[:, fold], atol=1e-4, rtol=1e-4)
+    assert int((cut.variances[:, 3] > cut.rest).sum()) == 5
+
+
+def test_folds_that_use_features_of_their_own_take_no_more_steps():
+    """With directions of all features, folds that use other ones took three times as many."""
+    x, logits = _draw(1200, 300, 3, noise=0.3)
+    problem = _problem(x, logits.argmax(axis=1).tolist())
+    draw = np.random.default_rng(0)
+    kept = {name: draw.random((problem.folds.n_folds + 1, problem.blocks[name].shape[1])) < 0.6 for name in NAMES}
+    steps = [sum(one["iterations"] for one in fit(problem, NAMES, kept=some).summary["path"]) for some in (None, kept)]
+    assert steps[1] <= 1.2 * steps[0]
 
 
 def test_constant_columns_are_dropped_and_change_nothing():

@@ -209,6 +209,8 @@ def test_a_difference_comes_with_its_standard_error():
     assert error == pytest.approx(np.sqrt((160 - 40**2 / 4000) / 4000**2), rel=0.25)
     assert difference(macro_f1, truth, one, one, np.ones(4000)) == (0.0, 0.0)
     assert difference(accuracy, truth, other, one, np.ones(4000)) == (pytest.approx(-0.01), error)
+    plain = difference(lambda *of: accuracy(*of), truth, one, other, np.ones(4000))
+    assert (gain, error) == pytest.approx(plain, rel=1e-9)
     once = difference(accuracy, truth[:200], one[:200], other[:200], np.ones(200))
     twice = difference(accuracy, truth[:200], one[:200], other[:200], np.full(200, 2.0))
     assert once == pytest.approx(twice), "what a row weighs counts against the other rows alone"

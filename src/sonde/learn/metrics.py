@@ -300,6 +300,9 @@ def difference(
         The error is the deviation over 100 other draws of the rows, each as often as a Poisson draw says (Efron 1979,
         "Bootstrap Methods"; the same draws at every call). 0 where both predict the same.
     """
+    if measure is accuracy:  # whether a row is right is found once, not for every draw
+        one, other = is_right(truth, one)[:, None], is_right(truth, other)[:, None]
+        truth = np.ones_like(one)
     gain = measure(truth, one, weights) - measure(truth, other, weights)
     if np.array_equal(one, other):
         return 0.0, 0.0

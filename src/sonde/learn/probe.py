@@ -38,7 +38,8 @@ from torch.nn.functional import softplus
 from sonde.errors import warn
 from sonde.learn import accelerated, proximal
 from sonde.learn.problem import Problem
-from sonde.learn.regressions import CONSTANT, moments, times_few, varies
+from sonde.learn.products import times_few
+from sonde.learn.regressions import CONSTANT, moments, varies
 from sonde.learn.splitting import Folds
 
 GRID = (0.1, 0.2, 1.0, 10.0, 100.0)

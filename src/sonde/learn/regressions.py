@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 
 from sonde.learn.lbfgs import Point, Solution, minimise
 from sonde.learn.problem import Problem
+from sonde.learn.products import by_fold, times_few
 from sonde.learn.rowspace import RowSpace, row_space
 
 # A feature is constant if its deviation is below this fraction of its mean (for a fold: of its deviation over all
@@ -46,11 +47,41 @@ class Spectrum:
     """Where the features vary most."""
 
     directions: Tensor
-    """(feature, direction): leading principal directions."""
+    """(fold, feature, direction): leading principal directions; one for all folds where they use the same features."""
     variances: Tensor
-    """(direction,): their variances."""
+    """(direction, fold, 1): their variances."""
     rest: float
     """Mean variance of the other directions."""
+
+    def inward(self, values: Tensor) -> Tensor:
+        """Coordinates (direction, fold, column) of (feature, fold, column)."""
+        return self._times(self.directions.mT, values)
+
+    def outward(self, inside: Tensor) -> Tensor:
+        """The (feature, fold, column) that have these coordinates."""
+        return self._times(self.directions, inside)
+
+    def _times(self, matrices: Tensor, values: Tensor) -> Tensor:
+        if len(matrices) > 1:
+            return by_fold(matrices, values)
+        return times_few(matrices[0], values.flatten(1)).view(-1, *values.shape[1:])
+
+    def within(self, used: Tensor) -> "Spectrum":
+        """The directions of each fold if it uses some of the features alone, (feature, fold) bool.
+
+        What varies along a direction D (of variance v above the rest) is v D D'; cut to the features of a fold, these
+        are no longer principal directions, but span the same few dimensions, in which the new ones are found.
+        """
+        excess = (self.variances[:, 0, 0] - self.rest).clamp(min=0)  # direction
+        heavy = self.directions[0] * excess.sqrt()  # feature direction
+        found = []
+        for fold in used.T:
+            own = heavy * fold[:, None]
+            excess, turn = torch.linalg.eigh(own.T @ own)  # ascending
+            real = excess > torch.finfo(excess.dtype).eps * len(own) * excess[-1]
+            found.append((own @ turn * torch.where(real, excess, torch.inf).rsqrt(), torch.where(real, excess, 0.0)))
+        directions, excesses = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return Spectrum(directions, excesses.T[:, :, None] + self.rest, self.rest)
 
 
 @dataclass(frozen=True)
@@ -194,12 +225,10 @@ class _Objective:
         spectrum, sharp = self.problems.spectrum, self.c * self.curvature  # fold column
         assert isinstance(spectrum, Spectrum)
         plain = 1 / (1 + sharp * spectrum.rest)
-        inside = times_few(spectrum.directions.T, gradient[:-1].flatten(1)).view(
-            -1, *sharp.shape
-        )  # direction fold column
-        inside *= 1 / (1 + sharp * spectrum.variances[:, None, None]) - plain
+        inside = spectrum.inward(gradient[:-1])  # direction fold column
+        inside *= 1 / (1 + sharp * spectrum.variances) - plain
         out = torch.empty_like(gradient)
-        out[:-1] = plain * gradient[:-1] + times_few(spectrum.directions, inside.flatten(1)).view(-1, *sharp.shape)
+        out[:-1] = plain * gradient[:-1] + spectrum.outward(inside)
         out[-1] = gradient[-1] / sharp
         return out
 
@@ -253,6 +282,10 @@ def regressions(
     scale = torch.where(known, 1 / deviation.where(known, torch.ones_like(deviation)), 0.0).float()[:, :, None]
     center, heavy = mean.float()[:, :, None], weights.float()[:, :, None]
     there, total = weights.T @ torch.from_numpy(truth).double(), weights.sum(dim=0)[:, None]  # fold column; fold 1
+    if spectrum is None:
+        space: Spectrum | RowSpace = row_space(x, center, scale, heavy)
+    else:
+        space = spectrum if used is None else spectrum.within(used)
     return Regressions(
         x=x,
         truth=torch.from_numpy(truth)[:, None, :],
@@ -263,7 +296,7 @@ def regressions(
         prior=torch.log((there + 0.5) / (total - there + 0.5)).float(),
         curvature=((there + 0.5) * (total - there + 0.5) / (total + 1)).float(),
         joint=joint,
-        spectrum=row_space(x, center, scale, heavy) if spectrum is None else spectrum,
+        spectrum=space,
     )
 
 
@@ -286,11 +319,6 @@ def varies(mean: Tensor, deviation: Tensor) -> Tensor:
     return deviation > torch.maximum(CONSTANT * mean.abs(), SHUT * typical)
 
 
-def times_few(matrix: Tensor, columns: Tensor) -> Tensor:
-    """`matrix @ columns`, the other way round: with few columns BLAS libraries take down to a tenth of the time so."""
-    return (columns.T @ matrix.T).T.contiguous()
-
-
 def principal(x: Tensor, trainable: Bool[np.ndarray, " row"]) -> Spectrum:
     """Leading principal directions of the trainable rows, from a sample of them.
 
@@ -310,7 +338,7 @@ def principal(x: Tensor, trainable: Bool[np.ndarray, " row"]) -> Spectrum:
     total = float(sample.square().sum()) / len(sample)
     rest = max(total - float(kept.sum()), 0.0) / max(x.shape[1] - len(kept), 1)
     directions = turn if basis is None else basis @ turn
-    return Spectrum(directions.flip(1)[:, :DIRECTIONS].contiguous(), kept, rest)
+    return Spectrum(directions.flip(1)[None, :, :DIRECTIONS].contiguous(), kept[:, None, None], rest)
 
 
 def slices(rows: int, width: int) -> Iterator[slice]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sonde.learn.products import by_fold
+
 FEW = 0.25
 # Directions whose variance is below this fraction of the largest are dropped: at the penalties that are tried no loss
 # gains by them, and those of repeated rows are rounding.
@@ -39,24 +41,19 @@ class RowSpace:
         products : Tensor (row, fold, column)
             Of the standardised features.
         """
-        return _by_fold(self.combination.mT, products)
+        return by_fold(self.combination.mT, products)
 
     def outward(self, inside: Tensor) -> Tensor:
         """The combination of training rows, (row, fold, column), that these coefficients of directions are."""
-        return _by_fold(self.combination, inside)
+        return by_fold(self.combination, inside)
 
     def predict(self, inside: Tensor) -> Tensor:
         """Products of rows and coefficients, (row, fold, column), from the coefficients of the directions."""
-        return _by_fold(self.values, inside)
+        return by_fold(self.values, inside)
 
     def pull(self, residual: Tensor) -> Tensor:
         """Sums of coordinates, (direction, fold, column), weighted by (row, fold, column)."""
-        return _by_fold(self.values.mT, residual)
-
-
-def _by_fold(matrices: Tensor, columns: Tensor) -> Tensor:
-    """(fold, any, other) and (other, fold, column) -> (any, fold, column): products within each fold."""
-    return (matrices @ columns.transpose(0, 1)).transpose(0, 1).contiguous()
+        return by_fold(self.values.mT, residual)
 
 
 def row_space(x: Tensor, mean: Tensor, scale: Tensor, weights: Tensor) -> RowSpace:
