@@ -77,6 +77,47 @@ def test_who_waits_for_one_model_is_read_together_in_order() -> None:
     assert reader.calls == [["a", "bb", "ccc"]] and other.calls == [["x"]]
 
 
+def test_clients_that_come_back_at_once_are_read_together() -> None:
+    """Without patience, the first alone and the two others would take turns for ever."""
+    reader = Reader(0.3)
+
+    async def play(worker: Worker) -> None:
+        one = model(reader)
+        worker.start()
+
+        async def client(name: str) -> None:
+            for _ in range(4):
+                job = Job(one, [name])
+                worker.put(job)
+                await job.future
+
+        first = asyncio.create_task(client("first"))
+        await asyncio.to_thread(serving.until, lambda: reader.calls)
+        await asyncio.gather(first, client("second"), client("third"))
+
+    run(play)
+    assert reader.calls[0] == ["first"]
+    assert [sorted(call) for call in reader.calls[1:4]] == [["first", "second", "third"]] * 3
+
+
+def test_who_was_answered_and_does_not_come_back_is_waited_for_a_while_only() -> None:
+    reader = Reader(0.5)
+
+    async def play(worker: Worker) -> None:
+        one = model(reader)
+        worker.start()
+        started = time.perf_counter()
+        first, second = Job(one, ["a"]), Job(one, ["b"])
+        worker.put(first)
+        await asyncio.to_thread(serving.until, lambda: reader.calls)
+        worker.put(second)
+        await asyncio.gather(first.future, second.future)
+        assert time.perf_counter() - started >= 1.04, "a tenth of the first call, between two calls of half a second"
+
+    run(play)
+    assert reader.calls == [["a"], ["b"]]
+
+
 def test_a_long_job_lets_others_in_between() -> None:
     """100 tokens a call are 25 texts of 1 + 3 tokens: 60 take three calls; the single text is in the second."""
     reader = Reader()

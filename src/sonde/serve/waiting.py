@@ -4,9 +4,11 @@ Job      what one request waits for
 Full     too much waits already; says when to come again
 Worker   a bounded queue, and a thread that calls a model once for all who wait for it
 
-Nothing waits for company: whoever comes while the model is idle is read at once, alone. Those who come while it reads
-are read together next, up to a budget of tokens. A job of many texts is read in several turns, between which others
-have theirs, so that a file of a thousand texts does not hold up a single one.
+Whoever comes while the model is idle is read at once, alone. Those who come while it reads are read together next, up
+to a budget of tokens. A client that asks for one text after another comes back as soon as it is answered: those who
+wait let it join them, for a tenth of the last call at most. Without that, clients fall into two groups that take turns.
+A job of many texts is read in several turns, between which others have theirs, so that a file of a thousand texts does
+not hold up a single one.
 """
 
 import asyncio
@@ -40,6 +42,9 @@ TELLING = 0.5
 
 OWN_TOKENS = 200
 """What a job's own call, such as an explanation, costs beside its tokens."""
+
+PATIENCE = 0.1
+"""Of the last call: how long those who wait let those whom it answered come back."""
 
 LONGEST_RETRY_SECONDS = 60
 
@@ -123,6 +128,8 @@ class Worker:
         self._due: Counter[tuple[str, bool]] = Counter()
         self.texts = self.characters = self.tokens = 0
         self.busy_since: float | None = None
+        self._returning = 0
+        self._patient_until = 0.0
 
     # ------------------------------------------------------- the event loop's side
 
@@ -145,6 +152,7 @@ class Worker:
                 raise Full(min(max(math.ceil(self._seconds()), 1), LONGEST_RETRY_SECONDS))
             self._count(job, 1)
             self._jobs.append(job)
+            self._returning -= 1
             self._wake.notify()
 
     def stuck_seconds(self) -> float:
@@ -184,24 +192,33 @@ class Worker:
 
     def _run(self) -> None:
         while (slices := self._next()) is not None:
-            self.busy_since = time.perf_counter()
+            self.busy_since = started = time.perf_counter()
             try:
                 finished = self._call(slices) if slices else []
             except Exception as error:  # a defect of ours: those who wait are told, the thread goes on
                 logger.exception("a call of the worker failed")
                 finished = [(job, error) for job, _, _ in slices]
             self.busy_since = None
-            self._finish(finished)
+            self._finish(finished, time.perf_counter() - started)
 
     def _next(self) -> list[Slice] | None:
         """Wait for jobs; what to read in one call, or None to end."""
         with self._wake:
             while not self._jobs and not self._stopping:
                 self._wake.wait()
+            self._let_join()
             self._drop_abandoned()
             if not self._jobs:
                 return None if self._stopping else []
             return self._take()
+
+    def _let_join(self) -> None:
+        """Give those who were answered just now the time to ask again, unless enough waits for a whole call."""
+        while self._returning > 0 and not self._stopping and self._jobs and self._jobs[0].call is None:
+            left = self._patient_until - time.perf_counter()
+            if left <= 0 or self.tokens >= self._jobs[0].model.call_tokens:
+                return
+            self._wake.wait(left)
 
     def _drop_abandoned(self) -> None:
         gone = [job for job in self._jobs if job.abandoned]
@@ -273,11 +290,12 @@ class Worker:
         speed, known = tokens / max(seconds, 1e-6), self._speeds.get(kind)
         self._speeds[kind] = speed if known is None else (1 - RECENT) * known + RECENT * speed
 
-    def _finish(self, finished: list[tuple[Job, Any]]) -> None:
-        """Hand results over to the loops that wait for them."""
+    def _finish(self, finished: list[tuple[Job, Any]], seconds: float) -> None:
+        """Hand results over to the loops that wait for them, after a call of so many seconds."""
         if not finished:
             return
         with self._wake:
+            self._returning, self._patient_until = len(finished), time.perf_counter() + PATIENCE * seconds
             for job, _ in finished:
                 self._count(job, -1)
             self._leave([job for job, _ in finished])  # an error in the middle of a job that had gone to the back
