@@ -6,7 +6,7 @@ Worker   a bounded queue, and a thread that calls a model once for all who wait 
 
 Whoever comes while the model is idle is read at once, alone. Those who come while it reads are read together next, up
 to a budget of tokens. A client that asks for one text after another comes back as soon as it is answered: those who
-wait let it join them, for a tenth of the last call at most. Without that, clients fall into two groups that take turns.
+wait let it join them, for a fifth of the last call at most. Without that, clients fall into two groups that take turns.
 A job of many texts is read in several turns, between which others have theirs, so that a file of a thousand texts does
 not hold up a single one.
 """
@@ -43,7 +43,7 @@ TELLING = 0.5
 OWN_TOKENS = 200
 """What a job's own call, such as an explanation, costs beside its tokens."""
 
-PATIENCE = 0.1
+PATIENCE = 0.2
 """Of the last call: how long those who wait let those whom it answered come back."""
 
 LONGEST_RETRY_SECONDS = 60
